@@ -1,0 +1,63 @@
+# make demo and make test are all that a fresh machine needs: each sets up .venv first, once.
+#
+#   PYTHON=python3.12            another interpreter for .venv
+#   PIP_OPTIONS="--index-url …"  anything pip should know, such as an index with torch wheels for your GPU
+
+PYTHON ?= python3
+PIP_OPTIONS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# One file stands for a finished set-up of exactly these pins in exactly this folder.
+STAMP := $(VENV)/.setup-$(shell (pwd; cat pyproject.toml constraints.txt) | cksum | tr ' ' '-')
+# Tiny models run slower on many threads than on one, and tests must not depend on the machine.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: setup demo test test-all check docs clean help
+
+help:
+	@echo "make demo      the main job: reports/demo/report.html"
+	@echo "make test      the test suite (make test-all: the slow ones too)"
+	@echo "make check     ruff, pyright, import-linter, codespell, docs"
+	@echo "make docs      the documentation in site/"
+	@echo "make setup     .venv with the pinned versions (the others call it)"
+	@echo "make clean     remove caches and generated documentation; .venv, runs and reports stay"
+
+setup: $(STAMP)
+
+demo: setup
+	$(BIN)/latentloom demo --out reports/demo
+
+test: setup
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow"
+
+test-all: setup
+	$(ONE_THREAD) $(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(MAKE) --no-print-directory docs
+
+docs: setup
+	$(BIN)/mkdocs build --strict --quiet
+
+clean:
+	rm -rf site build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP):
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "$(PYTHON) is not installed; Python 3.11 or newer is needed: sudo apt install python3 python3-venv" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is $$($(PYTHON) -V 2>&1); Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 2; }
+	@rm -f $(VENV)/.setup-*
+	@# scripts of a moved or copied .venv name the old place, so it is made anew
+	@grep -qsF '$(CURDIR)/$(BIN)/' $(BIN)/pip && $(BIN)/pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[dev]'
+	@touch $@

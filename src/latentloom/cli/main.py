@@ -1,0 +1,144 @@
+"""The `latentloom` command: nouns that load when asked for, and what each kind of failure looks like.
+
+Exit codes: 0 done; 2 the user's mistake, said in one line; 1 a bug, with its traceback; 130 interrupted.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from latentloom.errors import LatentLoomError
+
+
+class Noun(NamedTuple):
+    module: str
+    help: str
+
+
+NOUNS: dict[str, Noun] = {
+    "demo": Noun("latentloom.cli.demo", "Run the main job: prompts in, videos out, the effect measured."),
+    "generate": Noun("latentloom.cli.generate", "Make a video from a prompt."),
+    "embed": Noun("latentloom.cli.embed", "Encode prompts into text embeddings."),
+    "micro": Noun("latentloom.cli.micro", "Build, score and read MicroWan, the embedded default model."),
+    "inspect": Noun("latentloom.cli.inspect", "Tell what a checkpoint is, from its headers."),
+    "convert": Noun("latentloom.cli.convert", "Rewrite a checkpoint in another layout, bit for bit."),
+    "runs": Noun("latentloom.cli.runs", "List past runs and show one."),
+}
+
+
+def main() -> None:
+    """Run the command line of this process and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Exit code of one command line; a bug's exception passes through.
+
+    Args:
+        arguments: what follows `latentloom` on the command line; none at all asks for the help page.
+    """
+    group = typer.main.get_group(app)
+    try:
+        outcome = group.main(list(arguments) or ["--help"], prog_name="latentloom", standalone_mode=False)
+    except typer.TyperException as mistake:
+        return _refuse(_usage_line(mistake))
+    except LatentLoomError as mistake:
+        return _refuse(str(mistake))
+    except OSError as error:
+        if not _is_about_an_argument(error, arguments):
+            raise
+        return _refuse(f"{error.filename}: {error.strerror}; give a path that this command can use")
+    except typer.Abort:  # a question that was not answered
+        return 130
+    return outcome or 0
+
+
+class NounGroup(TyperGroup):
+    """Shows every noun from the table alone and imports a noun's module once it is called."""
+
+    def __init__(self, **settings) -> None:
+        super().__init__(**settings)
+        for name, noun in NOUNS.items():
+            self.add_command(TyperCommand(name, help=noun.help))
+
+    def resolve_command(self, ctx, args):
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, name and load_noun(name), rest
+
+    def invoke(self, ctx) -> None:
+        super().invoke(ctx)  # a command's return value is not an exit code
+
+
+def load_noun(name: str) -> TyperCommand | TyperGroup:
+    """The command or group behind a noun of the table, with its module imported."""
+    module = import_module(NOUNS[name].module)
+    if hasattr(module, "app"):
+        group = typer.main.get_group(module.app)
+        group.name, group.no_args_is_help = name, False  # a bare noun is a mistake like any other: one line
+        return group
+    single = typer.Typer(add_completion=False)
+    single.command(name)(module.command)
+    return typer.main.get_command(single)
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"latentloom {version('latentloom')}")
+        raise typer.Exit()
+
+
+# An option is the same with dashes and underscores; the parser applies this to option names, never to values.
+_EITHER_SPELLING = {"token_normalize_func": lambda token: token.replace("_", "-")}
+
+app = typer.Typer(name="latentloom", cls=NounGroup, add_completion=False, context_settings=_EITHER_SPELLING)
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the library's log on standard error.")] = False,
+) -> None:
+    """Study and adapt how Wan 2.x video diffusion models listen to text.
+
+    Options may be written with dashes or underscores. Without --ckpt-root a command
+    runs on MicroWan, the small model that comes with the package.
+    """
+    import logging
+
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+
+
+def _refuse(line: str) -> int:
+    print("latentloom: " + " ".join(line.split()), file=sys.stderr)
+    return 2
+
+
+def _usage_line(mistake: typer.TyperException) -> str:
+    """What was given (the parser's own words), what is allowed there and where to read on."""
+    message = mistake.format_message().strip().rstrip(".")
+    context = getattr(mistake, "ctx", None)
+    if context is None:
+        return message
+    allowed = ""
+    if hasattr(mistake, "option_name"):
+        names = [max(option.opts, key=len) for option in context.command.get_params(context) if option.opts]
+        allowed = "; options: " + ", ".join(name for name in names if name.startswith("--"))
+    elif isinstance(context.command, TyperGroup):
+        allowed = "; commands: " + ", ".join(context.command.list_commands(context))
+    return f"{message}{allowed}; see `{context.command_path} --help`"
+
+
+def _is_about_an_argument(error: OSError, arguments: Sequence[str]) -> bool:
+    """Whether the file that failed is one that the command line names, alone or as `--option=path`."""
+    named = {part for argument in arguments for part in (argument, argument.partition("=")[2])}
+    return isinstance(error.filename, str) and error.filename in named
