@@ -6,12 +6,15 @@ Exit codes: 0 done; 2 the user's mistake, said in one line; 1 a bug, with its tr
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from latentloom.errors import LatentLoomError
+
+if TYPE_CHECKING:  # typer carries its own click and exports neither name
+    from typer._click.core import Command, Context
 
 
 class Noun(NamedTuple):
@@ -65,15 +68,15 @@ class NounGroup(TyperGroup):
         for name, noun in NOUNS.items():
             self.add_command(TyperCommand(name, help=noun.help))
 
-    def resolve_command(self, ctx, args):
+    def resolve_command(self, ctx: "Context", args: list[str]) -> "tuple[str | None, Command | None, list[str]]":
         name, _, rest = super().resolve_command(ctx, args)
-        return name, name and load_noun(name), rest
+        return name, load_noun(name) if name else None, rest
 
-    def invoke(self, ctx) -> None:
+    def invoke(self, ctx: "Context") -> None:
         super().invoke(ctx)  # a command's return value is not an exit code
 
 
-def load_noun(name: str) -> TyperCommand | TyperGroup:
+def load_noun(name: str) -> "Command":
     """The command or group behind a noun of the table, with its module imported."""
     module = import_module(NOUNS[name].module)
     if hasattr(module, "app"):
@@ -85,12 +88,13 @@ def load_noun(name: str) -> TyperCommand | TyperGroup:
     return typer.main.get_command(single)
 
 
-def print_version(wanted: bool) -> None:
+def print_version(wanted: bool) -> bool:
     if wanted:
         from importlib.metadata import version
 
         typer.echo(f"latentloom {version('latentloom')}")
-        raise typer.Exit()
+        raise typer.Exit
+    return wanted
 
 
 # An option is the same with dashes and underscores; the parser applies this to option names, never to values.
@@ -124,18 +128,18 @@ def _refuse(line: str) -> int:
 
 
 def _usage_line(mistake: typer.TyperException) -> str:
-    """What was given (the parser's own words), what is allowed there and where to read on."""
-    message = mistake.format_message().strip().rstrip(".")
+    """What was given (in the parser's own words), what is allowed there, and where to read on."""
+    message = mistake.format_message().strip()
+    sentences = [message if message.endswith((".", "?")) else f"{message}."]
     context = getattr(mistake, "ctx", None)
-    if context is None:
-        return message
-    allowed = ""
-    if hasattr(mistake, "option_name"):
-        names = [max(option.opts, key=len) for option in context.command.get_params(context) if option.opts]
-        allowed = "; options: " + ", ".join(name for name in names if name.startswith("--"))
-    elif isinstance(context.command, TyperGroup):
-        allowed = "; commands: " + ", ".join(context.command.list_commands(context))
-    return f"{message}{allowed}; see `{context.command_path} --help`"
+    if context is not None:
+        if hasattr(mistake, "option_name"):
+            options = [name for option in context.command.get_params(context) for name in option.opts]
+            sentences.append(f"Options: {', '.join(name for name in options if name.startswith('--'))}.")
+        elif isinstance(context.command, TyperGroup):
+            sentences.append(f"Commands: {', '.join(context.command.list_commands(context))}.")
+        sentences.append(f"See `{context.command_path} --help`.")
+    return " ".join(sentences)
 
 
 def _is_about_an_argument(error: OSError, arguments: Sequence[str]) -> bool:

@@ -1,6 +1,5 @@
 """Options that several commands share, and the JSON that measuring commands write."""
 
-import json
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -9,8 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
-
-from latentloom.errors import FileError
+from pydantic_core import to_json
 
 
 def emit_json(target: str | None, payload: Mapping[str, Any]) -> None:
@@ -18,28 +16,29 @@ def emit_json(target: str | None, payload: Mapping[str, Any]) -> None:
 
     Args:
         target: a file, replaced as a whole or not at all; `-` for standard output; None for nowhere.
-        payload: numbers, texts, lists and mappings.
+        payload: numbers, texts, lists and mappings; a number that is not finite becomes null.
 
     Raises:
         FileError: the file cannot be written.
-        ValueError: a number is not finite, which JSON cannot hold; measure None instead.
     """
     if target is None:
         return
-    text = json.dumps(payload, indent=2, ensure_ascii=False, allow_nan=False)
+    text = to_json(payload, indent=2, inf_nan_mode="null").decode()
     if target == "-":
         print(text, file=_reserved_stdout.get() or sys.stdout)
-        return
-    from latentloom.storage import write_text
+    else:
+        from latentloom.storage import write_text
 
-    try:
-        write_text(Path(target), text + "\n")
-    except OSError as error:
-        raise FileError(f"--json {target}: {error.strerror}; give a file that can be written, or - to print") from error
+        write_text(target, text + "\n")
 
 
-def _reserve_stdout(context: typer.Context, target: str | None) -> str | None:
-    """With `--json -`, whatever else the command prints goes to standard error until it ends."""
+def _reserve_stdout(context: Any, target: str | None) -> str | None:
+    """With `--json -`, whatever else the command prints goes to standard error until it ends.
+
+    Args:
+        context: typer's own click context, of a class that typer does not export.
+        target: the option's value.
+    """
     if target == "-" and not context.resilient_parsing:
         token = _reserved_stdout.set(sys.stdout)
         context.with_resource(redirect_stdout(sys.stderr))
