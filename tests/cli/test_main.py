@@ -137,7 +137,10 @@ def test_option_spelling_reaches_the_commands_of_a_group(probe, capsys):
     [
         (["generat"], ["'generat'", "Did you mean 'generate'?", "Commands: demo, generate, ", "`latentloom --help`"]),
         (["probe", "--num-frame", "5"], ["--num-frame", "Options: ", "--num-frames", "`latentloom probe --help`"]),
-        (["probe", "--num-frames", "many"], ["'many'", "--num-frames", "integer", "`latentloom probe --help`"]),
+        (
+            ["probe", "--num-frames", "many"],
+            ["given was 'many'", "--num-frames", "integer", "`latentloom probe --help`"],
+        ),
         (["probe", "--num-frames"], ["--num-frames", "requires an argument"]),
         (["--json"], ["--json", "Options: --version"]),
     ],

@@ -129,8 +129,8 @@ def _refuse(line: str) -> int:
 
 def _usage_line(mistake: typer.TyperException) -> str:
     """What was given (in the parser's own words), what is allowed there, and where to read on."""
-    message = mistake.format_message().strip()
-    sentences = [message if message.endswith((".", "?")) else f"{message}."]
+    message = mistake.format_message().strip().replace("Value error, ", "").rstrip(".") + _refused_value(mistake)
+    sentences = [message if message.endswith("?") else f"{message}."]
     context = getattr(mistake, "ctx", None)
     if context is not None:
         if hasattr(mistake, "option_name"):
@@ -140,6 +140,16 @@ def _usage_line(mistake: typer.TyperException) -> str:
             sentences.append(f"Commands: {', '.join(context.command.list_commands(context))}.")
         sentences.append(f"See `{context.command_path} --help`.")
     return " ".join(sentences)
+
+
+def _refused_value(mistake: typer.TyperException) -> str:
+    """The value itself, which the type checks behind an option leave out of their message."""
+    from pydantic_core import ValidationError
+
+    if not isinstance(mistake.__cause__, ValidationError):
+        return ""
+    value = repr(mistake.__cause__.errors(include_url=False)[0]["input"])
+    return "" if value in mistake.format_message() else f"; given was {value}"
 
 
 def _is_about_an_argument(error: OSError, arguments: Sequence[str]) -> bool:
