@@ -7,7 +7,8 @@ import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-install_import_hook("latentloom", "beartype.beartype")  # before anything imports latentloom
+# before anything imports latentloom; the tower lets an integer be given where a float is asked for, as PEP 484 does
+install_import_hook("latentloom", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 torch.set_num_threads(1)
 settings.register_profile("latentloom", max_examples=50, deadline=None, derandomize=True)
 settings.load_profile("latentloom")

@@ -1,0 +1,29 @@
+"""Files that the package reads and writes: safetensors that rebuild what they hold, foreign arrays, clips.
+
+Everything is written to a temporary name and renamed. Nothing is read by pickle, and no reader allocates memory on a
+file's word alone; a damaged or unsafe file raises `CorruptFileError`.
+"""
+
+from latentloom.storage.atomic import atomic_write, write_json, write_text
+from latentloom.storage.contact_sheet import write_contact_sheet
+from latentloom.storage.foreign import read_npz, read_pt
+from latentloom.storage.header import read_header
+from latentloom.storage.modules import read_module, save_module
+from latentloom.storage.objects import load_object, save_object
+from latentloom.storage.video import read_video, write_video
+
+__all__ = [
+    "atomic_write",
+    "load_object",
+    "read_header",
+    "read_module",
+    "read_npz",
+    "read_pt",
+    "read_video",
+    "save_module",
+    "save_object",
+    "write_contact_sheet",
+    "write_json",
+    "write_text",
+    "write_video",
+]

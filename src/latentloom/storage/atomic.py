@@ -1,0 +1,64 @@
+"""Files that appear whole or not at all."""
+
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from latentloom.errors import FileError
+
+
+@contextmanager
+def atomic_write(path: Path | str) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; renamed to `path` on success, removed on failure.
+
+    Missing parent folders are made. The temporary name keeps the suffix, for writers that choose a format by it.
+
+    Raises:
+        FileError: the place cannot be written to, or `path` is something other than a file.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise FileError(f"{path} exists and is not a file; give another name to write to")
+    temporary = path.with_name(f".{secrets.token_hex(6)}.partial{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror}; give a folder that can be written to") from error
+    try:
+        yield temporary
+        _flush_to_disk(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write `text` as UTF-8."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path | str, value: object) -> None:
+    """Write `value` as indented JSON; numbers that JSON does not know (NaN, infinities) become null."""
+    write_text(path, json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _flush_to_disk(path: Path) -> None:
+    # without it a power cut right after the rename can leave an empty file under the good name
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value

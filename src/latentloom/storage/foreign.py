@@ -1,0 +1,153 @@
+"""Arrays and tensors that other programs wrote, read without trusting them."""
+
+import math
+import pickletools
+import zipfile
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentloom.errors import CorruptFileError, LatentLoomError
+from latentloom.storage.header import existing_file
+
+SMALL_BYTES = 64 * 2**20  # a file may always unpack to this much
+MAX_RATIO = 100  # and beyond it, to this many times its own size
+MAX_PT_BYTES = 64 * 2**30  # the largest official file, a 14B expert in float32, is 57 GB
+
+SAFE_GLOBALS = {
+    "collections OrderedDict",
+    "torch Size",
+    "torch device",
+    "torch.storage UntypedStorage",
+    "torch._utils _rebuild_parameter",
+    "torch._utils _rebuild_tensor",
+    "torch._utils _rebuild_tensor_v2",
+    "torch.nn.parameter Parameter",
+}
+
+
+def read_npz(path: Path | str) -> dict[str, np.ndarray]:
+    """Array name -> array; pickled objects are refused.
+
+    Raises:
+        FileError: no such file.
+        CorruptFileError: not an npz file, damaged, holding pickled objects, or unpacking to far more than its size.
+    """
+    path = existing_file(path)
+    with _reading(path, "an npz file"), zipfile.ZipFile(path) as archive:
+        _refuse_bomb(path, archive, {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
+        return {member.filename.removesuffix(".npy"): _read_npy(archive, member) for member in archive.infolist()}
+
+
+def read_pt(path: Path | str, max_bytes: int = MAX_PT_BYTES, map_location: str = "cpu", mmap: bool = True) -> Any:
+    """What torch.save wrote (a state dict, as a rule); code is refused, tensors stay in the file until touched.
+
+    Args:
+        path: a .pt, .pth or .bin file in torch's zip format (since torch 1.6).
+        max_bytes: the most its tensors may take together.
+        map_location: device of the tensors.
+        mmap: map the tensors from the file instead of reading them now.
+
+    Raises:
+        FileError: no such file.
+        CorruptFileError: another format, damaged, holding code, or claiming far more than its size.
+    """
+    path = existing_file(path)
+    with _reading(path, "a torch file in the zip format of torch.save"):
+        with zipfile.ZipFile(path) as archive:
+            # torch never compresses: a compressed member is a bomb or not torch's
+            _refuse_bomb(path, archive, {zipfile.ZIP_STORED})
+            _refuse_code(path, archive)
+        loaded = torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
+    limit = min(max_bytes, _most_bytes(path))
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in _tensors_in(loaded))
+    if claimed > limit:
+        raise CorruptFileError(f"{path} claims {claimed} bytes of tensors; at most {limit} are read from it")
+    return loaded
+
+
+@contextmanager
+def _reading(path: Path, format_name: str) -> Iterator[None]:
+    try:
+        yield
+    except LatentLoomError:
+        raise
+    # whatever a hostile or cut file makes a parser raise, to the user it is one thing: a file that cannot be read
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise CorruptFileError(f"{path} is not {format_name}, or is damaged: {reason}") from error
+
+
+def _most_bytes(path: Path) -> int:
+    return max(SMALL_BYTES, MAX_RATIO * path.stat().st_size)
+
+
+def _refuse_bomb(path: Path, archive: zipfile.ZipFile, compressions: Container[int]) -> None:
+    members = archive.infolist()
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > _most_bytes(path):
+        raise CorruptFileError(f"{path} would unpack to {unpacked} bytes; at most {_most_bytes(path)} are unpacked")
+    for member in members:
+        stored_wrong = member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size
+        if member.compress_type not in compressions or member.flag_bits & 1 or stored_wrong:
+            raise CorruptFileError(f"{path}: part {member.filename[:80]!r} is packed in a way this format never uses")
+
+
+def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in headers:
+            raise ValueError(f"array {member.filename[:80]!r} has the unknown format version {version}")
+        shape, in_columns, dtype = headers[version](file)
+        if dtype.hasobject:
+            raise ValueError(f"array {member.filename[:80]!r} holds pickled Python objects")
+        # numpy would allocate what the header claims; this holds the claim against the bytes that are there
+        num_bytes = member.file_size - file.tell()
+        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != num_bytes:
+            raise ValueError(f"array {member.filename[:80]!r} of shape {shape} does not take its {num_bytes} bytes")
+        data = bytearray(file.read())
+        return np.ndarray(shape, dtype, buffer=data, order="F" if in_columns else "C")
+
+
+def _refuse_code(path: Path, archive: zipfile.ZipFile) -> None:
+    # weights_only stops code; this also stops the callables it lets through that allocate on request (bytearray)
+    pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
+    if len(pickles) != 1:
+        raise ValueError("it has no single data.pkl")
+    for opcode, argument, _ in pickletools.genops(archive.read(pickles[0])):
+        if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL") and not _builds_tensors(argument):
+            raise CorruptFileError(
+                f"{path} would run {str(argument)[:80]!r}; only plain tensors are read, convert it to safetensors"
+            )
+
+
+def _builds_tensors(name: Any) -> bool:
+    if not isinstance(name, str):
+        return False
+    module, _, attribute = name.partition(" ")
+    known = module == "torch" and attribute.isidentifier()
+    is_type = known and (attribute.endswith("Storage") or isinstance(getattr(torch, attribute, None), torch.dtype))
+    return is_type or name in SAFE_GLOBALS
+
+
+def _tensors_in(loaded: Any) -> Iterator[Tensor]:
+    """Every tensor once, however often the containers share it."""
+    seen: set[int] = set()
+    waiting = [loaded]
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, list | tuple | set):
+            waiting.extend(item)

@@ -1,0 +1,152 @@
+import contextlib
+import io
+import os
+import pickle
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latentloom.errors import CorruptFileError, FileError
+from latentloom.storage import read_npz, read_pt
+
+
+class RunsCode:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+class Allocates:
+    """Unpickling it takes as many bytes as it is told."""
+
+    def __reduce__(self):
+        return bytearray, (8 * 2**30,)
+
+
+def refusal(read, path) -> str:
+    tracemalloc.start()
+    with pytest.raises(CorruptFileError) as error:
+        read(path)
+    assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    tracemalloc.stop()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def npy_header(shape: str, dtype: str = "<f4") -> bytes:
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def zip_of(path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_arrays_come_back_exactly(tmp_path):
+    arrays = {
+        "c": np.arange(6, dtype=np.float16).reshape(2, 3),
+        "columns": np.asfortranarray(np.arange(6).reshape(2, 3)),
+        "scalar": np.array(2.5),
+        "empty": np.zeros((0, 4), np.uint8),
+        "text": np.array(["a", "größe"]),
+    }
+    for save, name in ((np.savez, "a.npz"), (np.savez_compressed, "b.npz")):
+        save(tmp_path / name, **arrays)
+        loaded = read_npz(tmp_path / name)
+        assert loaded.keys() == arrays.keys()
+        for key, array in arrays.items():
+            assert loaded[key].dtype == array.dtype
+            assert np.array_equal(loaded[key], array)
+
+
+def test_pickled_objects_in_an_npz_are_refused(tmp_path):
+    np.savez(tmp_path / "o.npz", a=np.array([RunsCode(str(tmp_path / "made"))], dtype=object))
+    assert "pickled" in refusal(read_npz, tmp_path / "o.npz")
+    assert not (tmp_path / "made").exists()
+
+
+def test_an_npz_that_claims_more_than_it_holds_is_refused_before_allocating(tmp_path):
+    for shape in ("(10**15,)", "(1000000000000,)", "(-4,)", "(2, 3)", "[" * 2000):
+        zip_of(tmp_path / "claim.npz", {"a.npy": npy_header(shape) + b"\0" * 16})
+        refusal(read_npz, tmp_path / "claim.npz")
+
+
+def test_zip_bombs_are_refused_before_unpacking(tmp_path):
+    nothing = bytes(100 * 2**20)
+    bomb = zip_of(tmp_path / "bomb.npz", {"a.npy": npy_header("(1,)") + nothing}, zipfile.ZIP_DEFLATED)
+    assert "would unpack to" in refusal(read_npz, bomb)
+    bomb = zip_of(tmp_path / "bomb.pt", {"archive/data.pkl": nothing}, zipfile.ZIP_DEFLATED)
+    assert "would unpack to" in refusal(read_pt, bomb)
+    small = zip_of(tmp_path / "small.pt", {"archive/data.pkl": bytes(2**20)}, zipfile.ZIP_DEFLATED)
+    assert "never uses" in refusal(read_pt, small)
+
+
+def test_a_state_dict_comes_back_exactly(tmp_path):
+    state = {"w": torch.randn(3, 2).to(torch.bfloat16), "p": torch.nn.Parameter(torch.ones(2)), "step": 3}
+    state["tied"] = state["w"]
+    torch.save(state, tmp_path / "a.pt")
+    for mmap in (True, False):
+        loaded = read_pt(tmp_path / "a.pt", mmap=mmap)
+        assert loaded["step"] == 3
+        assert torch.equal(loaded["tied"], state["w"])
+        assert torch.equal(loaded["p"], state["p"])
+
+
+def test_code_in_a_pt_is_refused_and_not_run(tmp_path):
+    torch.save({"w": RunsCode(str(tmp_path / "made"))}, tmp_path / "code.pt")
+    assert "mkdir" in refusal(read_pt, tmp_path / "code.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(RunsCode(str(tmp_path / "made"))))
+    assert "zip format" in refusal(read_pt, tmp_path / "plain.pt")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_pt_that_allocates_on_request_is_refused(tmp_path):
+    torch.save({"w": Allocates()}, tmp_path / "big.pt")
+    assert "bytearray" in refusal(read_pt, tmp_path / "big.pt")
+
+
+def test_tensors_that_claim_more_than_the_file_are_refused(tmp_path):
+    torch.save({"w": torch.ones(1).expand(2**40)}, tmp_path / "wide.pt")
+    assert "claims" in refusal(read_pt, tmp_path / "wide.pt")
+    torch.save({"w": torch.ones(100)}, tmp_path / "a.pt")
+    with pytest.raises(CorruptFileError, match="at most 399"):
+        read_pt(tmp_path / "a.pt", max_bytes=399)
+
+
+@given(st.sampled_from(["npz", "pt"]), st.floats(0, 1, exclude_max=True))
+def test_an_archive_cut_anywhere_is_refused(tmp_path_factory, kind, fraction):
+    buffer = io.BytesIO()
+    if kind == "npz":
+        np.savez_compressed(buffer, a=np.arange(50))
+    else:
+        torch.save({"w": torch.arange(50)}, buffer)
+    path = tmp_path_factory.mktemp("cut") / f"a.{kind}"
+    path.write_bytes(buffer.getvalue()[: int(fraction * len(buffer.getvalue()))])
+    refusal(read_npz if kind == "npz" else read_pt, path)
+
+
+@given(st.sampled_from(["npz", "pt"]), st.data())
+def test_a_flipped_byte_never_escapes_the_file_errors(tmp_path_factory, kind, data):
+    buffer = io.BytesIO()
+    if kind == "npz":
+        np.savez_compressed(buffer, a=np.arange(50))
+    else:
+        torch.save({"w": torch.arange(50)}, buffer)
+    content = bytearray(buffer.getvalue())
+    content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("flip") / f"a.{kind}"
+    path.write_bytes(content)
+    with contextlib.suppress(FileError):  # anything else fails the test
+        read_npz(path) if kind == "npz" else read_pt(path)
