@@ -1,0 +1,128 @@
+"""Prompts as Wan reads them: cleaned, encoded by UMT5 under the mask, cut to their true length."""
+
+import hashlib
+import html
+import json
+import logging
+import re
+from collections.abc import Sequence
+
+import ftfy
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
+
+from latentloom.errors import PromptError
+from latentloom.tensors import TextEmbeddings
+
+logger = logging.getLogger(__name__)
+
+MAX_TOKENS = 512
+"""Wan's text length: longer prompts are cut, shorter ones padded with zeros for the transformer."""
+
+
+class WanTextEncoder:
+    """UMT5 and its tokenizer; gives one embedding per token and nothing for padding.
+
+    Args:
+        model: the encoder; its device and dtype are where and how it computes.
+        tokenizer: closes a prompt with `</s>` and keeps that token when it cuts.
+        device: where the encoder computes when its weights rest elsewhere (group offloading); the model's own if None.
+    """
+
+    def __init__(
+        self, model: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, device: torch.device | None = None
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.device = device if device is not None else model.device
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], max_length: int = MAX_TOKENS) -> TextEmbeddings:
+        """Encode prompts; prompt i has as many rows as it has tokens, `</s>` included.
+
+        Prompts are padded to the longest of the list and not to `max_length`: under the mask, padding has no effect.
+        An empty prompt is the unconditional one and has the single row of `</s>`.
+
+        Args:
+            prompts: texts, not cleaned yet.
+            max_length: tokens kept per prompt; what is cut is logged as a warning.
+
+        Raises:
+            PromptError: the list is empty or holds something that is not text.
+
+        Source: Wan 2.2 `wan/modules/t5.py`, `T5EncoderModel.__call__`.
+        """
+        ids, mask = self.tokenize(prompts, max_length)
+        lengths = mask.sum(dim=1)
+        hidden = self.model(ids.to(self.device), attention_mask=mask.long().to(self.device)).last_hidden_state
+        return TextEmbeddings.from_list([row[:length] for row, length in zip(hidden, lengths.tolist(), strict=True)])
+
+    def tokenize(
+        self, prompts: Sequence[str], max_length: int = MAX_TOKENS
+    ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
+        """Clean and tokenize prompts, padded on the right to the longest, with a mask that is true on tokens."""
+        cleaned = [clean(prompt) for prompt in _as_list(prompts)]
+        rows = self.tokenizer(cleaned, truncation=True, max_length=max_length)["input_ids"]
+        self._warn_of_cuts(cleaned, [len(row) for row in rows], max_length)
+        # What stands under the mask has no effect, so zeros do, whatever the tokenizer's padding token.
+        # A tokenizer without </s> makes nothing of an empty prompt; one masked column keeps the input valid.
+        longest = max(1, *(len(row) for row in rows))
+        ids = torch.zeros((len(rows), longest), dtype=torch.long)
+        mask = torch.zeros((len(rows), longest), dtype=torch.bool)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+            mask[index, : len(row)] = True
+        return ids, mask
+
+    def fingerprint(self) -> str:
+        """Identify encoder and tokenizer in 16 hex digits, so that stored embeddings can tell where they come from.
+
+        Hashes the configuration, the vocabulary and at most 256 evenly spaced values of every weight, rounded to
+        bfloat16: loading the same checkpoint in float32 or bfloat16 gives the same fingerprint, training changes it.
+        """
+        digest = hashlib.sha256()
+        config = self.model.config
+        sizes = {name: getattr(config, name) for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers")}
+        digest.update(json.dumps(sizes, sort_keys=True).encode())
+        digest.update(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
+        for name, weight in sorted(self.model.named_parameters()):
+            values = weight.detach().flatten()
+            sample = values[:: max(1, values.numel() // 256)][:256].to(torch.bfloat16)
+            digest.update(f"{name}{tuple(weight.shape)}".encode())
+            digest.update(sample.view(torch.int16).cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def _warn_of_cuts(self, cleaned: list[str], num_kept: list[int], max_length: int) -> None:
+        for index, (prompt, kept) in enumerate(zip(cleaned, num_kept, strict=True)):
+            if kept < max_length:
+                continue
+            num_tokens = len(self.tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
+            if num_tokens > max_length:
+                logger.warning("prompt %d has %d tokens; only the first %d are used", index, num_tokens, max_length)
+
+
+def clean(prompt: object) -> str:
+    """Repair a prompt's text as Wan does: mojibake and control characters, HTML entities, runs of whitespace.
+
+    NUL bytes and other control characters disappear, lone surrogates become U+FFFD, line breaks become spaces.
+
+    Raises:
+        PromptError: the prompt is not text.
+
+    Source: Wan 2.2 `wan/modules/tokenizers.py`, `basic_clean` and `whitespace_clean`.
+    """
+    if not isinstance(prompt, str):
+        raise PromptError(f"a prompt must be text, not {type(prompt).__name__}: {prompt!r:.60}; give a string")
+    text = ftfy.fix_text(prompt)
+    text = html.unescape(html.unescape(text))
+    return re.sub(r"\s+", " ", text.strip()).strip()
+
+
+def _as_list(prompts: Sequence[str]) -> Sequence[str]:
+    if isinstance(prompts, str):
+        raise PromptError("prompts must be a list of texts, not one text; write [prompt]")
+    if len(prompts) == 0:
+        raise PromptError("no prompt was given; give at least one (an empty text is allowed)")
+    return prompts
