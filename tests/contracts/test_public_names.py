@@ -1,0 +1,38 @@
+"""The names that packages promise. A change here is a change for everyone who imports them."""
+
+import ast
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+
+PUBLIC = {
+    "latentloom.tensors": "SentenceVector TextEmbeddings VideoLatents",
+    "latentloom.storage": (
+        "atomic_write load_object read_header read_module read_npz read_pt read_video save_module save_object "
+        "write_contact_sheet write_json write_text write_video"
+    ),
+}
+
+
+def promised() -> dict[str, str]:
+    """Every package with an `__all__`, read without importing it."""
+    names = {}
+    for path in sorted(SOURCE.rglob("__init__.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__all__":
+                package = ".".join(path.parent.relative_to(SOURCE).parts)
+                names[package] = " ".join(ast.literal_eval(node.value))
+    return names
+
+
+def test_the_packages_promise_exactly_the_pinned_names():
+    assert promised() == PUBLIC
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_every_promised_name_is_there(package):
+    module = import_module(package)
+    assert [name for name in PUBLIC[package].split() if not hasattr(module, name)] == []
