@@ -178,11 +178,11 @@ def identify(dims: TransformerDims, num_experts: int = 1) -> tuple[ModelFacts, b
     The nearest model lends its sampling defaults; the sizes returned are always the ones given. One expert of a
     two-expert model is that model: a single ComfyUI file holds one.
     """
-    sized = [facts for facts in KNOWN.values() if facts.transformer is not None]
+    sized = [facts for facts in KNOWN.values() if facts.transformer and (num_experts < 2 or facts.experts)]
     for facts in sized:
-        if facts.transformer == dims and (num_experts < 2 or facts.experts):
+        if facts.transformer == dims:
             return facts, True
-    nearest = min(sized, key=lambda facts: _distance(facts.transformer, dims) + (num_experts > 1) * (not facts.experts))
+    nearest = min(sized, key=lambda facts: _distance(facts.transformer, dims))
     lent = replace(
         nearest,
         key="unknown",
@@ -191,6 +191,8 @@ def identify(dims: TransformerDims, num_experts: int = 1) -> tuple[ModelFacts, b
         text_encoder=None,
         latent_channels=dims.out_channels,
     )
+    if num_experts < 2 and isinstance(lent.guidance, tuple):
+        lent = replace(lent, guidance=lent.guidance[0], boundary=None, experts=())
     return lent, False
 
 
