@@ -7,7 +7,7 @@ more than the model and one tensor are held.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointSummary",
     "ModelSummary",
+    "build_empty",
     "inspect",
     "load_text_encoder",
     "load_tokenizer",
@@ -54,9 +55,7 @@ def load_transformer(
         CheckpointError: the model is not there, or keys or shapes are not those of a Wan transformer.
     """
     component = recognise(root).component("transformer", expert)
-    _refuse_scaled_weights(component)
-    model = _build_empty(component, lambda: WanTransformer3DModel.from_config(component.config))
-    return _fill(model, component, dtype, device, WanTransformer3DModel._keep_in_fp32_modules)
+    return _fill(build_empty(component), component, dtype, device, WanTransformer3DModel._keep_in_fp32_modules)
 
 
 def load_text_encoder(
@@ -64,11 +63,9 @@ def load_text_encoder(
 ) -> UMT5EncoderModel:
     """The UMT5 encoder of a checkpoint in any layout, in evaluation mode; arguments as for load_transformer."""
     component = recognise(root).component("text_encoder")
-    _refuse_scaled_weights(component)
-    model = _build_empty(component, lambda: UMT5EncoderModel(UMT5Config.from_dict(component.config)))
     # transformers keeps these in float32 for float16 only: bfloat16 has the range they need.
     wide = UMT5EncoderModel._keep_in_fp32_modules if dtype == torch.float16 else None
-    return _fill(model, component, dtype, device, wide)
+    return _fill(build_empty(component), component, dtype, device, wide)
 
 
 def load_vae(
@@ -76,8 +73,7 @@ def load_vae(
 ) -> AutoencoderKLWan:
     """The autoencoder of a checkpoint in any layout, in evaluation mode; arguments as for load_transformer."""
     component = recognise(root).component("vae")
-    model = _build_empty(component, lambda: AutoencoderKLWan.from_config(component.config))
-    return _fill(model, component, dtype, device, None)
+    return _fill(build_empty(component), component, dtype, device, None)
 
 
 def load_tokenizer(root: Path) -> PreTrainedTokenizerBase:
@@ -97,16 +93,31 @@ def load_tokenizer(root: Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"{folder} is no tokenizer that can be read: {str(cause).splitlines()[0]}") from cause
 
 
-def _build_empty(component: Component, build: Callable[[], Any]) -> Any:
-    """The module with its parameters on the meta device; its buffers, which no checkpoint holds, are real."""
+def build_empty(component: Component) -> Any:
+    """The component's class with its parameters on the meta device; its buffers, which no checkpoint holds, are real.
+
+    Raises:
+        CheckpointError: the component's keys, shapes or config are not those of its class.
+    """
+    _refuse_scaled_weights(component)
     _refuse_other_sizes(component)
     try:
         with init_empty_weights(include_buffers=False):
-            return build().eval()
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, ZeroDivisionError) as cause:
+            model = _construct(component).eval()
+    # The class decides what it objects to: strict config fields raise errors of their own kind.
+    except Exception as cause:
         raise CheckpointError(
             f"{component.shards.files[0]}: its {component.role} config is not usable: {cause}"
         ) from cause
+    _refuse_other_keys(component, _untied_parameters(model))
+    return model
+
+
+def _construct(component: Component) -> Any:
+    config = component.config
+    if component.role == "text_encoder":
+        return UMT5EncoderModel(UMT5Config.from_dict(config))
+    return (WanTransformer3DModel if component.role == "transformer" else AutoencoderKLWan).from_config(config)
 
 
 def _refuse_other_sizes(component: Component) -> None:
@@ -138,8 +149,6 @@ def _fill(
     keep_in_float32: Iterable[str] | None,
 ) -> Any:
     """The module with its parameters taken from the component, one stored tensor after the other."""
-    expected = {name: tensor for name, tensor in _parameters(model).items() if name not in _aliases(model)}
-    _refuse_other_keys(component, expected)
     prefix, ours = component.prefix, {key: name for name, key in component.names.items()}
     wide = set(keep_in_float32 or ()) if dtype != torch.float64 else set()
     for key, tensor in component.shards.read([prefix + key for key in ours]):
@@ -153,20 +162,17 @@ def _fill(
     return model.to(device) if device is not None else model
 
 
-def _parameters(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_parameters(remove_duplicate=False))
-
-
-def _aliases(model: nn.Module) -> set[str]:
-    """Names under which a tied parameter appears a second time."""
+def _untied_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters by name; a tied one only under the name that checkpoints store."""
     tied = getattr(model, "_tied_weights_keys", None)
-    return set(tied) if isinstance(tied, Mapping) else set()
+    aliases = set(tied) if isinstance(tied, Mapping) else set()
+    return {name: tensor for name, tensor in model.named_parameters(remove_duplicate=False) if name not in aliases}
 
 
 def _refuse_other_keys(component: Component, expected: Mapping[str, Tensor]) -> None:
     """Raises CheckpointError unless the stored tensors are exactly the expected ones.
 
-    Stored keys are named as they are stored; missing ones as the model names them.
+    Left-over keys are named as they are stored, missing ones as the model names them.
     """
     missing = [name for name in expected if name not in component.names]
     left_over = component.left_over + [key for name, key in component.names.items() if name not in expected]

@@ -33,7 +33,7 @@ Naming = Literal["official", "diffusers"]
 SIDECAR = "latentloom.json"
 SPIECE_KEY = "spiece_model"
 
-_EXPERT_FOLDERS = {"high": "high_noise_model", "low": "low_noise_model"}
+EXPERT_FOLDERS = {"high": "high_noise_model", "low": "low_noise_model"}
 _DIFFUSERS_FOLDERS: dict[str, tuple[Role, str | None]] = {
     "transformer": ("transformer", None),
     "transformer_2": ("transformer", "low"),
@@ -237,7 +237,7 @@ def _recognise_folder(root: Path) -> Checkpoint:
 def _recognise_loose(root: Path, tokenizer: Path | None, record: Mapping[str, Any]) -> Checkpoint:
     """The official layout, one diffusers model's folder, or a folder of ComfyUI files."""
     components: list[Component] = []
-    for expert, name in _EXPERT_FOLDERS.items():
+    for expert, name in EXPERT_FOLDERS.items():
         if (root / name).is_dir():
             components += _components_in(Shards(find_weights(root / name)), expert, record, root / name)
     sharded = find_weights(root, "diffusion_pytorch_model*") or find_weights(root, "model*")
