@@ -9,6 +9,10 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 PUBLIC = {
+    "latentloom.runs": (
+        "Config Report RunFolder RunRecord all_reduce_mean_ choose_device find_run is_distributed launch_processes "
+        "list_runs load_config process_rank seed_everything to_toml track"
+    ),
     "latentloom.tensors": "SentenceVector TextEmbeddings VideoLatents",
     "latentloom.storage": (
         "atomic_write load_object read_header read_module read_npz read_pt read_video save_module save_object "
