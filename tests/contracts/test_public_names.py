@@ -13,6 +13,7 @@ PUBLIC = {
         "Config Report RunFolder RunRecord all_reduce_mean_ choose_device find_run is_distributed launch_processes "
         "list_runs load_config process_rank seed_everything to_toml track"
     ),
+    "latentloom.training": "WeightAverage load_state make_optimizers save_state set_learning_rate trapezoid",
     "latentloom.tensors": "SentenceVector TextEmbeddings VideoLatents",
     "latentloom.storage": (
         "atomic_write load_object read_header read_module read_npz read_pt read_video save_module save_object "
