@@ -5,16 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentloom.errors import ConfigError
+from latentloom.wan import facts
 from latentloom.wan.clip_size import ClipSize, LatentGrid
 
 MICRO = LatentGrid(channels=16, temporal_stride=4, spatial_stride=8, patch=(1, 2, 2))
-TI2V_5B = LatentGrid(channels=48, temporal_stride=4, spatial_stride=16, patch=(1, 2, 2))
+TI2V_5B = LatentGrid.of(facts.get("ti2v-5b"))
 
 
 def test_shapes_and_tokens_of_the_default_clips():
+    assert LatentGrid.of(facts.get("micro")) == MICRO
     assert MICRO.shape(ClipSize(9, 48, 48)) == (16, 3, 6, 6)
     assert MICRO.num_tokens(ClipSize(9, 48, 48)) == 27
-    assert TI2V_5B.shape(ClipSize(121, 704, 1280)) == (48, 31, 44, 80)
+    assert TI2V_5B.shape(ClipSize.for_model(facts.get("ti2v-5b"))) == (48, 31, 44, 80)
     assert TI2V_5B.num_tokens(ClipSize(121, 704, 1280)) == 27_280
 
 
@@ -42,3 +44,9 @@ def test_a_size_is_accepted_exactly_when_it_divides_into_tokens(num_frames: int,
     else:
         with pytest.raises(ConfigError):
             MICRO.check(size)
+
+
+def test_a_size_takes_the_models_default_where_nothing_is_given():
+    assert ClipSize.for_model(facts.get("micro"), width=64) == ClipSize(9, 48, 64)
+    with pytest.raises(ConfigError, match="height=48 is not a multiple of 32"):
+        ClipSize.for_model(facts.get("ti2v-5b"), height=48)

@@ -6,6 +6,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from torch import Tensor
 
 from latentloom.errors import ConfigError
+from latentloom.wan import facts
 from latentloom.wan.sampling import SamplingSettings, build_scheduler, draw_noise, guide, sample
 
 SHAPE = (4, 3, 2, 2)
@@ -116,3 +117,9 @@ def test_a_callback_sees_every_step_and_can_replace_the_latents():
 def test_settings_out_of_range_are_refused(wrong: dict, message: str):
     with pytest.raises(ConfigError, match=message):
         settings(**wrong)
+
+
+def test_settings_take_the_models_defaults_and_one_guidance_serves_both_experts():
+    assert SamplingSettings.for_model(facts.get("t2v-a14b")) == SamplingSettings(40, 12.0, (4.0, 3.0))
+    assert SamplingSettings.for_model(facts.get("t2v-a14b"), guidance=2.0).guidance == (2.0, 2.0)
+    assert SamplingSettings.for_model(facts.get("micro"), steps=4) == SamplingSettings(4, 3.0, (3.0, 3.0))

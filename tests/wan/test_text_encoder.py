@@ -82,6 +82,8 @@ def test_a_prompt_does_not_depend_on_the_prompts_beside_it(encoder: WanTextEncod
     alone = encoder.encode(["red circle"])
     beside = encoder.encode(["a large green square moves down on a white background", "red circle"])[1]
     torch.testing.assert_close(alone.tokens, beside.tokens, atol=1e-6, rtol=0)
+    last = encoder.encode(["blue"] * 70 + ["red circle"])[70]
+    torch.testing.assert_close(alone.tokens, last.tokens, atol=1e-6, rtol=0)
 
 
 def test_a_prompt_of_ten_thousand_words_is_cut_with_a_warning(

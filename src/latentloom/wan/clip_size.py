@@ -1,8 +1,11 @@
 """The sizes of clips a Wan model can make, and of the latents they come from."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from latentloom.errors import ConfigError
+from latentloom.wan.facts import ModelFacts
 
 
 @dataclass(frozen=True)
@@ -12,6 +15,23 @@ class ClipSize:
     num_frames: int
     height: int
     width: int
+
+    @classmethod
+    def for_model(
+        cls, facts: ModelFacts, num_frames: int | None = None, height: int | None = None, width: int | None = None
+    ) -> ClipSize:
+        """The size asked for, with the model's default where it is None.
+
+        Raises:
+            ConfigError: the model cannot make it; the message names the nearest sizes that it can.
+        """
+        size = cls(
+            facts.num_frames if num_frames is None else num_frames,
+            facts.height if height is None else height,
+            facts.width if width is None else width,
+        )
+        LatentGrid.of(facts).check(size)
+        return size
 
 
 @dataclass(frozen=True)
@@ -29,6 +49,12 @@ class LatentGrid:
     temporal_stride: int
     spatial_stride: int
     patch: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, facts: ModelFacts) -> LatentGrid:
+        """The grid of a model; every known model has patches of 1 by 2 by 2, whatever else its sizes."""
+        patch = facts.transformer.patch_size if facts.transformer is not None else (1, 2, 2)
+        return cls(facts.latent_channels, facts.temporal_stride, facts.spatial_stride, patch)
 
     def check(self, size: ClipSize) -> None:
         """Accept a size that divides evenly into tokens.

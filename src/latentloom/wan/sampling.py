@@ -4,6 +4,8 @@ A latent at noise level sigma is `(1 - sigma) x + sigma noise`; the model predic
 here is a pure function of tensors; the pipeline supplies the model.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentloom.errors import ConfigError
+from latentloom.wan.facts import ModelFacts
 
 SAMPLERS = ("unipc", "euler")
 NUM_TRAIN_TIMESTEPS = 1000
@@ -69,6 +72,26 @@ class SamplingSettings:
             raise ConfigError(f"shift={self.shift} is out of range; use a number above 0, such as 3 or 5")
         if not all(0 <= scale < math.inf for scale in self.guidance):
             raise ConfigError(f"guidance={self.guidance} is out of range; use numbers from 0 up, such as 5 (1 is none)")
+
+    @classmethod
+    def for_model(
+        cls,
+        facts: ModelFacts,
+        steps: int | None = None,
+        guidance: float | tuple[float, float] | None = None,
+        shift: float | None = None,
+        sampler: str = "unipc",
+        batched_guidance: bool = True,
+    ) -> SamplingSettings:
+        """The settings asked for, with the model's default where they are None; one guidance serves both experts."""
+        scale = facts.guidance if guidance is None else guidance
+        return cls(
+            steps=facts.steps if steps is None else steps,
+            shift=facts.shift if shift is None else shift,
+            guidance=scale if isinstance(scale, tuple) else (scale, scale),
+            sampler=sampler,
+            batched_guidance=batched_guidance,
+        )
 
     @property
     def is_guided(self) -> bool:

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 MAX_TOKENS = 512
 """Wan's text length: longer prompts are cut, shorter ones padded with zeros for the transformer."""
 
+BATCH_SIZE = 32
+"""Prompts encoded at a time, so that a long list of prompts takes no more memory than a short one."""
+
 
 class WanTextEncoder:
     """UMT5 and its tokenizer; gives one embedding per token and nothing for padding.
@@ -42,7 +45,7 @@ class WanTextEncoder:
     def encode(self, prompts: Sequence[str], max_length: int = MAX_TOKENS) -> TextEmbeddings:
         """Encode prompts; prompt i has as many rows as it has tokens, `</s>` included.
 
-        Prompts are padded to the longest of the list and not to `max_length`: under the mask, padding has no effect.
+        Prompts are padded to the longest beside them and not to `max_length`: under the mask, padding has no effect.
         An empty prompt is the unconditional one and has the single row of `</s>`.
 
         Args:
@@ -55,9 +58,8 @@ class WanTextEncoder:
         Source: Wan 2.2 `wan/modules/t5.py`, `T5EncoderModel.__call__`.
         """
         ids, mask = self.tokenize(prompts, max_length)
-        lengths = mask.sum(dim=1)
-        hidden = self.model(ids.to(self.device), attention_mask=mask.long().to(self.device)).last_hidden_state
-        return TextEmbeddings.from_list([row[:length] for row, length in zip(hidden, lengths.tolist(), strict=True)])
+        batches = zip(ids.split(BATCH_SIZE), mask.split(BATCH_SIZE), strict=True)
+        return TextEmbeddings.cat([self._encode_batch(ids, mask) for ids, mask in batches])
 
     def tokenize(
         self, prompts: Sequence[str], max_length: int = MAX_TOKENS
@@ -93,6 +95,12 @@ class WanTextEncoder:
             digest.update(f"{name}{tuple(weight.shape)}".encode())
             digest.update(sample.view(torch.int16).cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def _encode_batch(self, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> TextEmbeddings:
+        longest = max(1, int(mask.sum(dim=1).max()))
+        ids, mask = ids[:, :longest].to(self.device), mask[:, :longest].to(self.device)
+        hidden = self.model(ids, attention_mask=mask.long()).last_hidden_state
+        return TextEmbeddings.from_padded(hidden, mask=mask)
 
     def _warn_of_cuts(self, cleaned: list[str], num_kept: list[int], max_length: int) -> None:
         for index, (prompt, kept) in enumerate(zip(cleaned, num_kept, strict=True)):
