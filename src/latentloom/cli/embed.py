@@ -1,0 +1,44 @@
+"""`latentloom embed`: prompts to text embeddings."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from latentloom.cli.model import DeviceOption, DtypeOption, checkpoint_or_default, torch_dtype
+from latentloom.cli.options import CkptRootOption, JsonOption, emit_json
+from latentloom.cli.prompts import PromptsArgument, PromptsFileOption, collect_prompts
+from latentloom.cli.stopwatch import Stopwatch
+
+
+def command(
+    prompts: PromptsArgument = None,
+    prompts_file: PromptsFileOption = None,
+    ckpt_root: CkptRootOption = None,
+    out: Annotated[Path, typer.Option("--out", help="The safetensors file to write.")] = Path("embeddings.safetensors"),
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Encode prompts into text embeddings, which `latentloom generate --embeddings` takes in place of prompts."""
+    texts = collect_prompts(prompts, prompts_file)
+    root = checkpoint_or_default(ckpt_root)
+    clock = Stopwatch()
+    with clock.time("load"):
+        from latentloom.runs import choose_device
+        from latentloom.storage import save_object
+        from latentloom.wan import checkpoints
+        from latentloom.wan.text_encoder import WanTextEncoder
+
+        where = choose_device(device)
+        precision = torch_dtype(dtype or ("bfloat16" if where.type == "cuda" else "float32"))
+        tokenizer = checkpoints.load_tokenizer(root)
+        encoder = WanTextEncoder(checkpoints.load_text_encoder(root, dtype=precision, device=where), tokenizer)
+    with clock.time("encode"):
+        embeddings = encoder.encode(texts).to("cpu")
+
+    record = {"prompts": texts, "encoder": encoder.fingerprint(), "dtype": str(precision).removeprefix("torch.")}
+    save_object(out, embeddings, record)
+    typer.echo(f"{out}: {len(embeddings)} prompts, {len(embeddings.tokens)} tokens of {embeddings.dim} channels")
+    measured = {"file": str(out), "lengths": embeddings.lengths.tolist(), "dim": embeddings.dim}
+    emit_json(json_file, {**record, **measured, "ckpt_root": str(root), "seconds": clock.seconds})
