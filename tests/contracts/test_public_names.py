@@ -9,6 +9,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 PUBLIC = {
+    "latentloom.micro": "default_checkpoint",
     "latentloom.runs": (
         "Config Report RunFolder RunRecord all_reduce_mean_ choose_device find_run is_distributed launch_processes "
         "list_runs load_config process_rank seed_everything to_toml track"
