@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 from torch.multiprocessing import get_context
-from torch.multiprocessing.spawn import ProcessRaisedException, spawn
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from latentloom.errors import ConfigError
 
@@ -91,6 +91,7 @@ def launch_processes(fn: Callable[..., Any], num_processes: int, *args: Any) -> 
     Raises:
         ConfigError: fewer than one process.
         ValueError: `fn` is defined inside another function.
+        RuntimeError: a process was killed.
         Exception: the first error of a process, as it was raised there; the other processes are ended.
     """
     if num_processes < 1:
@@ -106,6 +107,8 @@ def launch_processes(fn: Callable[..., Any], num_processes: int, *args: Any) -> 
                 raise
             # the first in the queue is the cause; a lost connection in the others is its consequence
             raise errors.get() from raised
+        except ProcessExitedException as ended:
+            raise RuntimeError(f"{ended}, without an error of its own (out of memory?)") from ended
 
 
 def _run_rank(rank: int, fn: Callable[..., Any], num_processes: int, meeting: Path, errors: Any, args: tuple) -> None:
