@@ -105,9 +105,10 @@ def test_group_offloading_and_fp8_are_options(generate, tmp_path: Path):
     assert 0 < difference.max() < 40
 
 
-@pytest.mark.parametrize("prompt", ["", " \n\t", "red\ncircle", "\U0001f534", "\udcff", "word " * 10_000])
+@pytest.mark.parametrize("prompt", ["", " \n\t", "red\ncircle", "\U0001f534", "a\x00red circle", "word " * 10_000])
 def test_odd_prompts_still_make_a_clip(generate, tmp_path: Path, prompt: str):
-    assert generate(prompt, "--out", tmp_path / "clip.png") == 0
+    assert generate(prompt, "--out", tmp_path / "clip.png", "--json", tmp_path / "measured.json") == 0
+    assert json.loads((tmp_path / "measured.json").read_text())["prompts"] == [prompt]
     assert read_video(tmp_path / "clip.png")[0].shape == (5, 16, 32, 3)
 
 
@@ -115,6 +116,7 @@ def test_odd_prompts_still_make_a_clip(generate, tmp_path: Path, prompt: str):
     ("arguments", "message"),
     [
         ([], "no prompt was given"),
+        (["red \udcff"], "the prompt 'red \\udcff' is not valid UTF-8"),
         (["red", "--num-frames", "6"], "num_frames=6 is not 4k+1; use 5 or 9"),
         (["red", "--height", "17"], "height=17 is not a multiple of 16"),
         (["red", "--steps", "0"], "steps=0 is out of range"),
@@ -166,6 +168,24 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytes
     for noun in ("generate", "embed"):
         assert run([noun, "red", "--ckpt-root", str(tmp_path)]) == 2
         assert str(tmp_path) in refusal(capsys)
+
+
+def test_damaged_embeddings_are_refused(generate, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
+    save_object(whole, TextEmbeddings.from_list([torch.zeros(3, 16)]))
+    for num_bytes in (0, 7, 100, whole.stat().st_size - 1):
+        cut.write_bytes(whole.read_bytes()[:num_bytes])
+        assert generate("--embeddings", cut, "--out", tmp_path / "clip.png") == 2
+        assert str(cut) in refusal(capsys)
+
+
+def test_without_a_checkpoint_the_model_is_microwan(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("latentloom.micro.default_checkpoint", lambda: tiny_checkpoint)
+    assert run(["generate", PROMPT, *SMALL, "--out", str(tmp_path / "clip.png")]) == 0
+    assert run(["embed", PROMPT, "--device", "cpu", "--out", str(tmp_path / "embeddings.safetensors")]) == 0
+    assert len(load_object(tmp_path / "embeddings.safetensors", TextEmbeddings)) == 1
 
 
 def test_files_are_named_by_folder_pattern_or_name():

@@ -1,5 +1,7 @@
 """The pipeline gives what diffusers' gives, clip by clip, and refuses what cannot work."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,7 +105,8 @@ def test_a_guidance_of_one_on_one_side_of_the_boundary_skips_the_unconditional_c
         for name, model in experts.items()
     ]
     try:
-        two_experts.generate(["red"], seeds=[0], **{**SMALL, "steps": 4, "guidance": (1.0, 2.0)})
+        options = {**SMALL, "steps": 4, "guidance": (1.0, 2.0), "batched_guidance": True}
+        two_experts.generate(["red"], seeds=[0], **options)
     finally:
         for hook in hooks:
             hook.remove()
@@ -152,12 +155,30 @@ def test_defaults_are_the_models_own(pipeline: WanPipeline):
     assert latents.values.shape == (1, 4, 3, 6, 6)
 
 
-def test_group_offloading_and_two_experts_change_nothing(tiny_checkpoint: Path, pipeline: WanPipeline):
+def test_group_offloading_changes_nothing(tiny_checkpoint: Path, pipeline: WanPipeline):
     offloaded = WanPipeline.load(tiny_checkpoint, dtype=torch.float32, device="cpu", offload="group")
     frames, latents = offloaded.generate(PROMPTS, seeds=[1, 2], **SMALL)
     expected_frames, expected = pipeline.generate(PROMPTS, seeds=[1, 2], **SMALL)
     assert torch.equal(latents.values, expected.values)
     assert torch.equal(frames, expected_frames)
+
+
+def test_a_folder_with_two_experts_is_loaded_whole(
+    tmp_path: Path, tiny_checkpoint: Path, tiny_low_expert: WanTransformer3DModel, two_experts: WanPipeline
+):
+    root = tmp_path / "two"
+    shutil.copytree(tiny_checkpoint, root)
+    tiny_low_expert.save_pretrained(root / "transformer_2")
+    index = json.loads((root / "model_index.json").read_text())
+    del index["latentloom"]
+    index.update(transformer_2=["diffusers", "WanTransformer3DModel"], boundary_ratio=0.875)
+    (root / "model_index.json").write_text(json.dumps(index))
+    loaded = WanPipeline.load(root, dtype=torch.float32, device="cpu")
+    assert loaded.facts.boundary == 0.875
+    assert loaded.facts.guidance == (4.0, 3.0)
+    _, latents = loaded.generate(PROMPTS, seeds=[1, 2], **SMALL)
+    _, expected = two_experts.generate(PROMPTS, seeds=[1, 2], **SMALL)
+    assert torch.equal(latents.values, expected.values)
 
 
 @pytest.mark.parametrize("offload", ["none", "group"])

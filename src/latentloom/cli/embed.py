@@ -34,7 +34,7 @@ def command(
         precision = torch_dtype(dtype or ("bfloat16" if where.type == "cuda" else "float32"))
         tokenizer = checkpoints.load_tokenizer(root)
         encoder = WanTextEncoder(checkpoints.load_text_encoder(root, dtype=precision, device=where), tokenizer)
-    with clock.time("encode"):
+    with clock.time("encoding"):
         embeddings = encoder.encode(texts).to("cpu")
 
     record = {"prompts": texts, "encoder": encoder.fingerprint(), "dtype": str(precision).removeprefix("torch.")}

@@ -7,7 +7,7 @@ import typer
 
 from latentloom.errors import FileError, PromptError
 
-PromptsArgument = Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="Texts, each in quotes.")]
+PromptsArgument = Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="Texts, each in quotes.")]
 PromptsFileOption = Annotated[
     Path | None, typer.Option("--prompts", metavar="FILE", help="A text file with one prompt per line.")
 ]
@@ -17,13 +17,16 @@ def collect_prompts(arguments: list[str] | None, file: Path | None) -> list[str]
     """The prompts of the command line, then those of the file.
 
     Raises:
-        PromptError: there is none.
+        PromptError: there is none, or one is not valid text.
         FileError: the file is missing or not UTF-8 text.
     """
     prompts = list(arguments or []) + (read_prompts(file) if file is not None else [])
     if not prompts:
         given = f"{file} holds no prompt" if file is not None else "no prompt was given"
         raise PromptError(f'{given}; give one, as in "A small red circle moves to the left."')
+    for prompt in prompts:
+        if not prompt.isascii() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise PromptError(f"the prompt {prompt!a:.80} is not valid UTF-8; give it as text in that encoding")
     return prompts
 
 

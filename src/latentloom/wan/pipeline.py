@@ -34,7 +34,7 @@ from latentloom.wan.vae import decode_video
 
 Adjust = Callable[[TextEmbeddings], TextEmbeddings]
 
-MAX_CLIPS_PER_BATCH = 64
+MAX_CLIPS_PER_BATCH = 16
 MAX_TOKENS_PER_BATCH = 2**15
 """About the transformer tokens of one default TI2V-5B clip (27,280): small clips share a batch, large ones do not."""
 
@@ -127,7 +127,7 @@ class WanPipeline:
         seeds: list[int],
         adjust: Adjust | None = None,
         callback: StepCallback | None = None,
-        batched_guidance: bool = True,
+        batched_guidance: bool = False,
         batch_size: int | None = None,
     ) -> tuple[UInt8[Tensor, "B T H W 3"], VideoLatents]:
         """Generate one clip per prompt: frames on the CPU, and the latents they were decoded from.

@@ -51,7 +51,8 @@ class SamplingSettings:
         shift: see `build_scheduler`.
         guidance: classifier-free guidance scales at high noise and at low noise; up to 1 means none.
         sampler: `unipc` or `euler`.
-        batched_guidance: evaluate with and without the prompt in one call; two calls take half the memory.
+        batched_guidance: evaluate with and without the prompt in one call, which can pay on an accelerator that a small
+            model leaves idle. Two calls take half the memory and on a CPU are no slower.
 
     Raises:
         ConfigError: a number is out of range; the message says which and what is allowed.
@@ -61,7 +62,7 @@ class SamplingSettings:
     shift: float
     guidance: tuple[float, float]
     sampler: str = "unipc"
-    batched_guidance: bool = True
+    batched_guidance: bool = False
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -81,7 +82,7 @@ class SamplingSettings:
         guidance: float | tuple[float, float] | None = None,
         shift: float | None = None,
         sampler: str = "unipc",
-        batched_guidance: bool = True,
+        batched_guidance: bool = False,
     ) -> SamplingSettings:
         """The settings asked for, with the model's default where they are None; one guidance serves both experts."""
         scale = facts.guidance if guidance is None else guidance

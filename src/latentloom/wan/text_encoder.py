@@ -39,7 +39,7 @@ class WanTextEncoder:
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.device = device if device is not None else model.device
+        self.device = device
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], max_length: int = MAX_TOKENS) -> TextEmbeddings:
@@ -98,7 +98,8 @@ class WanTextEncoder:
 
     def _encode_batch(self, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> TextEmbeddings:
         longest = max(1, int(mask.sum(dim=1).max()))
-        ids, mask = ids[:, :longest].to(self.device), mask[:, :longest].to(self.device)
+        device = self.device if self.device is not None else self.model.device
+        ids, mask = ids[:, :longest].to(device), mask[:, :longest].to(device)
         hidden = self.model(ids, attention_mask=mask.long()).last_hidden_state
         return TextEmbeddings.from_padded(hidden, mask=mask)
 
