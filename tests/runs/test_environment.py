@@ -1,12 +1,15 @@
+import os
 import subprocess
 
 from latentloom.runs import environment
 
 
 def test_the_commit_is_that_of_the_code_and_tells_local_changes(tmp_path):
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        return subprocess.check_output(["git", *identity, *arguments], cwd=tmp_path, text=True).strip()
+        return subprocess.check_output(["git", *identity, *arguments], cwd=tmp_path, env=plain, text=True).strip()
 
     git("init", "-q", "-b", "trunk")
     assert environment.git_state(tmp_path) == (environment.NO_GIT, environment.NO_GIT)

@@ -105,7 +105,7 @@ def test_a_run_is_found_by_the_beginning_of_its_id(tmp_path):
     with pytest.raises(FileError, match=r"2 runs .* begin with '20'"):
         find_run(tmp_path, "20")
     with pytest.raises(FileError, match=f"the nearest is '{second.path.name}'"):
-        find_run(tmp_path, second.path.name.replace("two", "twoo"))
+        find_run(tmp_path, second.path.name.replace("two", "twin"))
     (first.path / "record.json").write_text("[]")
     with pytest.raises(CorruptFileError, match="is damaged"):
         find_run(tmp_path, first.path.name)

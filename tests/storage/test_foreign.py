@@ -125,6 +125,20 @@ def test_tensors_that_claim_more_than_the_file_are_refused(tmp_path):
         read_pt(tmp_path / "a.pt", max_bytes=399)
 
 
+@pytest.mark.parametrize("mmap", [True, False])
+@pytest.mark.parametrize("change", ["shorter", "longer", "renamed"])
+def test_a_tensor_that_is_not_as_long_as_its_part_is_refused(tmp_path, mmap, change):
+    buffer = io.BytesIO()
+    torch.save({"w": torch.arange(50), "v": torch.arange(5)}, buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    name = next(name for name in parts if name.endswith("/data/0"))
+    content = parts.pop(name)
+    changed = {"shorter": {name: content[:8]}, "longer": {name: content * 2}, "renamed": {name + "x": content}}[change]
+    zip_of(tmp_path / "a.pt", parts | changed)
+    refusal(lambda path: read_pt(path, mmap=mmap), tmp_path / "a.pt")
+
+
 @given(st.sampled_from(["npz", "pt"]), st.floats(0, 1, exclude_max=True))
 def test_an_archive_cut_anywhere_is_refused(tmp_path_factory, kind, fraction):
     buffer = io.BytesIO()

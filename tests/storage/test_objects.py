@@ -44,6 +44,12 @@ def test_a_module_file_rebuilds_class_config_and_record(tmp_path):
     assert read_header(tmp_path / "m.safetensors")["row"]["shape"] == [3]
 
 
+def test_a_file_can_be_read_by_those_who_can_read_its_neighbours(tmp_path):
+    (tmp_path / "neighbour").touch()
+    save_module(tmp_path / "m.safetensors", {"w": torch.ones(1)}, "Adapter", {})
+    assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "neighbour").stat().st_mode
+
+
 def test_another_kind_is_named_in_the_error(tmp_path):
     save_object(tmp_path / "v.safetensors", SentenceVector(torch.ones(1, 2)))
     with pytest.raises(FileError, match=r"holds SentenceVector; give a file that holds TextEmbeddings"):

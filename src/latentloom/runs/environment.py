@@ -55,8 +55,11 @@ def peak_device_memory_mb() -> float | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
+    # inside a git hook these variables point git at the repository of the hook
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", *arguments]
     try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(command, cwd=folder, env=plain, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None  # no git, no repository, or one that git refuses to read: the record says so
     return done.stdout.strip()

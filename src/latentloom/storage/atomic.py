@@ -27,10 +27,12 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror}; give a folder that can be written to") from error
     try:
         yield temporary
+        temporary.chmod(mode)  # a writer may have put its own file in the place of ours, readable by nobody else
         _flush_to_disk(temporary)
         os.replace(temporary, path)
     finally:

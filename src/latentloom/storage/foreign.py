@@ -3,6 +3,7 @@
 import math
 import pickletools
 import zipfile
+from collections import Counter
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,7 +64,11 @@ def read_pt(path: Path | str, max_bytes: int = MAX_PT_BYTES, map_location: str =
             # torch never compresses: a compressed member is a bomb or not torch's
             _refuse_bomb(path, archive, {zipfile.ZIP_STORED})
             _refuse_code(path, archive)
+            sizes = Counter(member.file_size for member in archive.infolist() if "/data/" in member.filename)
         loaded = torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
+        # a mapped storage is not held against its member: a cut one would show the bytes of its neighbours
+        if not _storage_sizes(loaded) <= sizes:
+            raise ValueError("a tensor is longer or shorter than the part that holds it")
     limit = min(max_bytes, _most_bytes(path))
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in _tensors_in(loaded))
     if claimed > limit:
@@ -134,6 +139,11 @@ def _builds_tensors(name: Any) -> bool:
     known = module == "torch" and attribute.isidentifier()
     is_type = known and (attribute.endswith("Storage") or isinstance(getattr(torch, attribute, None), torch.dtype))
     return is_type or name in SAFE_GLOBALS
+
+
+def _storage_sizes(loaded: Any) -> Counter[int]:
+    storages = (tensor.untyped_storage() for tensor in _tensors_in(loaded) if not tensor.is_meta)
+    return Counter({storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}.values())
 
 
 def _tensors_in(loaded: Any) -> Iterator[Tensor]:
