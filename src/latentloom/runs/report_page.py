@@ -41,7 +41,7 @@ figcaption { color: var(--soft); font-size: .875rem; line-height: 1.45; margin-t
 img, video { display: block; max-width: 100%; height: auto; border-radius: 6px; }
 img.plot { background: #ffffff; padding: .75rem; border: 1px solid var(--line); }
 img.pixels, video { image-rendering: pixelated; box-shadow: 0 0 0 1px var(--line); }
-.clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(11.5rem, 100%), 1fr)); gap: 1.5rem 1.25rem;
+.clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(10.5rem, 100%), 1fr)); gap: 1.5rem 1.25rem;
   margin: 1.5rem 0; }
 .clips figure { margin: 0; }
 .clips video { width: 100%; }
