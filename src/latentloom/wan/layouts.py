@@ -56,6 +56,8 @@ _SIGNS: dict[Role, dict[Naming, str]] = {
     },
     "vae": {"official": "decoder.conv1.weight", "diffusers": "decoder.conv_in.weight"},
 }
+# An entry that only the config of this role has, in diffusers or transformers.
+_OWN_ENTRY: dict[Role, str] = {"transformer": "num_attention_heads", "text_encoder": "d_model", "vae": "z_dim"}
 
 
 @dataclass(frozen=True)
@@ -271,7 +273,7 @@ def _components_in(shards: Shards, expert: str | None, record: Mapping[str, Any]
     if not shards.files:
         return
     keys = shards.tensors.keys()
-    beside = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    beside = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     for role, prefixes in _PREFIXES.items():
         for prefix in prefixes:
             naming = _naming(role, prefix, keys)
@@ -279,10 +281,10 @@ def _components_in(shards: Shards, expert: str | None, record: Mapping[str, Any]
                 continue
             its_expert = expert if role == "transformer" else None
             given = record.get("components", {}).get(component_name(role, its_expert))
-            is_official = beside is not None and role == "transformer" and "num_heads" in beside and "dim" in beside
-            if given is None and naming == "diffusers" and not is_official:
+            if given is None and naming == "diffusers" and _OWN_ENTRY[role] in beside:
                 given = beside
-            yield Component(role, its_expert, shards, naming, prefix, given, beside if is_official else None)
+            official = beside if role == "transformer" and {"num_heads", "dim"} <= beside.keys() else None
+            yield Component(role, its_expert, shards, naming, prefix, given, official)
             break
 
 
