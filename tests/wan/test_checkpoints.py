@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -248,6 +249,47 @@ def test_a_truncated_file_is_an_error_of_ours(
     (root / name).write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(LatentLoomError):
         checkpoints.load_transformer(root) if name != "Wan2.2_VAE.pth" else checkpoints.load_vae(root)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(pick=st.integers(0, 200), shape=st.lists(st.integers(0, 5), max_size=5))
+def test_any_wrong_shape_is_an_error_of_ours(
+    pick: int, shape: list[int], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = ("transformer", "text_encoder", "vae")[pick % 3]
+    source = next((tiny_checkpoint / folder).glob("*.safetensors"))
+    tensors = load_file(source)
+    key = list(tensors)[pick % len(tensors)]
+    assume(list(tensors[key].shape) != shape)
+    save_file({**tensors, key: torch.zeros(shape)}, tmp_path / "wrong.safetensors")
+    load = {"transformer": checkpoints.load_transformer, "text_encoder": checkpoints.load_text_encoder}
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        load.get(folder, checkpoints.load_vae)(tmp_path / "wrong.safetensors")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(
+    pick=st.integers(0, 100),
+    value=st.one_of(st.none(), st.booleans(), st.integers(-5, 50), st.text(max_size=4), st.lists(st.integers(-2, 3))),
+)
+def test_a_config_with_anything_in_it_loads_or_is_an_error_of_ours(
+    pick: int, value: Any, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = ("transformer", "text_encoder", "vae")[pick % 3]
+    shutil.copytree(tiny_checkpoint / folder, tmp_path / folder, dirs_exist_ok=True)
+    config = json.loads((tiny_checkpoint / folder / "config.json").read_text())
+    key = list(config)[pick % len(config)]
+    (tmp_path / folder / "config.json").write_text(json.dumps({**config, key: value}))
+    load = {"transformer": checkpoints.load_transformer, "text_encoder": checkpoints.load_text_encoder}
+    with suppress(LatentLoomError):
+        load.get(folder, checkpoints.load_vae)(tmp_path / folder)
+
+
+def test_a_key_cannot_make_up_layers(scratch: Path) -> None:
+    tensors = load_file(scratch / FIRST_TRANSFORMER_FILE)
+    save_file({**tensors, "blocks.99999.modulation": torch.zeros(1)}, scratch / FIRST_TRANSFORMER_FILE)
+    with pytest.raises(CheckpointError, match=r"numbered up to 99999 but there are only 3"):
+        checkpoints.load_transformer(scratch)
 
 
 def test_a_zip_bomb_is_refused(scratch: Path) -> None:

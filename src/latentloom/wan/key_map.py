@@ -10,7 +10,7 @@ from functools import cached_property
 # What a placeholder of a rule may stand for. {leaf} is the parameter's own name, {n} a block's number.
 PLACEHOLDERS: Mapping[str, str] = {
     "leaf": "weight|bias|gamma",
-    "n": r"\d+",
+    "n": "[0-9]{1,5}",
     "qk": "[qk]",
     "qkv": "[qkv]",
     "qkvo": "[qkvo]",

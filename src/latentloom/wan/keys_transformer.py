@@ -66,9 +66,11 @@ def transformer_config(shapes: Shapes, official: Mapping[str, Any] | None = None
         patch_t, patch_h, patch_w = patch
     except (KeyError, IndexError, ValueError) as cause:
         raise CheckpointError(f"not a complete Wan transformer: no usable tensor for {cause}") from cause
-    num_heads = int(official.get("num_heads") or max(dim // 128, 1))
+    num_heads, eps = official.get("num_heads") or max(dim // 128, 1), official.get("eps") or 1e-6
+    if not isinstance(num_heads, int) or not isinstance(eps, float):
+        raise CheckpointError(f"the config says num_heads = {num_heads!r}, eps = {eps!r}; both must be numbers")
     patch_volume = patch_t * patch_h * patch_w
-    if dim % num_heads or dim // num_heads % 2 or out_features % patch_volume:
+    if min(num_heads, dim, patch_volume) < 1 or dim % (2 * num_heads) or out_features % patch_volume:
         raise CheckpointError(f"not a Wan transformer: {dim} channels, {num_heads} heads, {out_features} outputs")
     return {
         "patch_size": (patch_t, patch_h, patch_w),
@@ -81,7 +83,7 @@ def transformer_config(shapes: Shapes, official: Mapping[str, Any] | None = None
         "ffn_dim": ffn_dim,
         "num_layers": count_blocks(shapes, "blocks."),
         "cross_attn_norm": "blocks.0.norm2.weight" in shapes,
-        "eps": float(official.get("eps") or 1e-6),
+        "eps": eps,
     }
 
 
@@ -121,6 +123,13 @@ def transformer_dims(config: Mapping[str, Any]) -> TransformerDims:
 
 
 def count_blocks(keys: Collection[str], prefix: str) -> int:
-    """One more than the largest number that follows the prefix; 0 when none does."""
-    numbers = (key[len(prefix) :].split(".", 1)[0] for key in keys if key.startswith(prefix))
-    return max((int(number) for number in numbers if number.isdigit()), default=-1) + 1
+    """How many different numbers follow the prefix.
+
+    Raises:
+        CheckpointError: they do not run from 0 without a gap; a key must not make up blocks that are not there.
+    """
+    parts = (key[len(prefix) :].split(".", 1)[0] for key in keys if key.startswith(prefix))
+    numbers = {int(part) for part in parts if part.isdecimal() and len(part) < 6}
+    if numbers != set(range(len(numbers))):
+        raise CheckpointError(f"{prefix}* are numbered up to {max(numbers)} but there are only {len(numbers)} of them")
+    return len(numbers)

@@ -70,7 +70,7 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
         out_channels, decoder_base_dim = shapes["decoder.conv_out.weight"][:2]
         z_dim = shapes["post_quant_conv.weight"][0]
         widths = [shapes[_last_conv(stage, num_res_blocks, is_residual)][0] for stage in range(num_stages)]
-        if not widths or not base_dim or any(width % base_dim for width in widths):
+        if not base_dim or any(width < 1 or width % base_dim for width in widths):
             raise ValueError("stage widths that are multiples of the first")
     except (KeyError, IndexError, ValueError) as cause:
         raise CheckpointError(f"not a complete Wan VAE: no usable tensor for {cause}") from cause

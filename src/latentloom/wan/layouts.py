@@ -304,7 +304,7 @@ def _with_facts(found: Checkpoint) -> Checkpoint:
     transformers = [component for component in found.components if component.role == "transformer"]
     if not transformers:
         return found
-    dims = transformer_dims(transformers[0].config)
+    dims = transformer_dims(transformers[0].derived_config)
     text = next((component for component in found.components if component.role == "text_encoder"), None)
     vae = next((component for component in found.components if component.role == "vae"), None)
     if found.declared_model is not None:
@@ -322,7 +322,7 @@ def _sized(lent: ModelFacts, text: Component | None, vae: Component | None) -> M
     if text is not None:
         lent = replace(lent, text_encoder=text_encoder_dims(text.derived_config))
     if vae is not None:
-        config = {**vae.derived_config, **vae.config}
+        config = vae.derived_config
         lent = replace(
             lent,
             vae="wan2.2" if config["is_residual"] and lent.vae != "micro" else lent.vae,

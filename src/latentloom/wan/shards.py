@@ -182,15 +182,18 @@ def data_start(file: Path) -> int:
 
 
 def _map_tensors(file: Path, tensors: dict[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
-    if not tensors:
-        return
+    """Each tensor in a mapping of its own, so that its pages go when it goes.
+
+    One mapping of a whole file would be refused where the file is larger than the machine's memory.
+    """
     with file.open("rb") as stream:
-        # Never closed: the yielded tensors keep the mapping alive for as long as they need it.
-        mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-    for key, stored in tensors.items():
-        dtype = DTYPES[stored.dtype]
-        if stored.num_bytes == 0:
-            yield key, torch.empty(stored.shape, dtype=dtype)
-            continue
-        flat = torch.frombuffer(mapping, dtype=dtype, count=stored.num_elements, offset=stored.offset)
-        yield key, flat.view(stored.shape)
+        for key, stored in tensors.items():
+            dtype = DTYPES[stored.dtype]
+            if stored.num_bytes == 0:
+                yield key, torch.empty(stored.shape, dtype=dtype)
+                continue
+            begin = stored.offset - stored.offset % mmap.ALLOCATIONGRANULARITY
+            skipped = stored.offset - begin
+            mapping = mmap.mmap(stream.fileno(), skipped + stored.num_bytes, access=mmap.ACCESS_COPY, offset=begin)
+            flat = torch.frombuffer(mapping, dtype=dtype, count=stored.num_elements, offset=skipped)
+            yield key, flat.view(stored.shape)
