@@ -129,6 +129,22 @@ def test_an_expert_that_is_not_there_is_not_replaced_by_another(scratch: Path) -
         checkpoints.load_transformer(scratch, expert="low")
 
 
+def test_several_models_of_a_kind_in_one_folder_ask_for_a_file(official_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "diffusion_models").mkdir()
+    shutil.copy(official_checkpoint / "config.json", tmp_path / "diffusion_models")
+    for name in ("one", "two"):
+        shutil.copy(official_checkpoint / FIRST_TRANSFORMER_FILE, tmp_path / "diffusion_models" / f"{name}.safetensors")
+    save_file({"other.weight": torch.zeros(1)}, tmp_path / "diffusion_models" / "sdxl.safetensors")
+    with pytest.raises(CheckpointError, match="holds 2 models for transformer; give one of the files"):
+        checkpoints.load_transformer(tmp_path)
+    assert checkpoints.load_transformer(tmp_path / "diffusion_models" / "two.safetensors").config["num_layers"] == 2
+
+
+def test_pickles_of_other_kinds_in_an_official_folder_are_left_alone(scratch: Path) -> None:
+    torch.save([1], scratch / "models_clip.pth")
+    assert len(checkpoints.recognise(scratch).components) == 3
+
+
 def test_narrow_types_leave_norms_and_modulations_wide_as_diffusers_does(tiny_checkpoint: Path) -> None:
     loaded = checkpoints.load_transformer(tiny_checkpoint, dtype=torch.bfloat16)
     theirs = WanTransformer3DModel.from_pretrained(tiny_checkpoint / "transformer", torch_dtype=torch.bfloat16)

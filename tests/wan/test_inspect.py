@@ -64,6 +64,16 @@ def test_one_file_of_a_pair_says_which_expert_it_is(tmp_path: Path) -> None:
     assert inspect(tmp_path / "Wan2_2-T2V-A14B_LOW_noise.safetensors").experts == ("low",)
 
 
+def test_an_unlabelled_14b_generates_as_one_transformer(tmp_path: Path) -> None:
+    dims = facts.get("t2v-a14b").transformer
+    assert dims is not None
+    write_hollow_transformer(tmp_path, dims, dtype="BF16", num_shards=1)
+    found = checkpoints.recognise(tmp_path).facts
+    assert found is not None
+    assert (found.title, found.experts) == ("one transformer of Wan2.2-T2V-A14B", ())
+    assert (found.boundary, found.guidance) == (None, 4.0)
+
+
 def test_unknown_sizes_name_the_nearest_model(tmp_path: Path) -> None:
     write_hollow_transformer(tmp_path, TransformerDims(3072, 14336, 24, 28, 48, 48), dtype="F32", num_shards=1)
     summary = inspect(tmp_path)

@@ -184,7 +184,8 @@ class Checkpoint:
         if not chosen:
             wanted = f"{expert}-noise {role}" if expert else role
             raise CheckpointError(f"{self.root} holds no {wanted}; it holds {held}")
-        raise CheckpointError(f"{self.root} holds {len(chosen)} models for {role}; name one expert: 'high' or 'low'")
+        advice = "name one expert: 'high' or 'low'" if all(part.expert for part in chosen) else "give one of the files"
+        raise CheckpointError(f"{self.root} holds {len(chosen)} models for {role}; {advice}")
 
 
 def recognise(root: Path) -> Checkpoint:
@@ -246,7 +247,8 @@ def _recognise_loose(root: Path, tokenizer: Path | None, record: Mapping[str, An
     if sharded:
         components += _components_in(Shards(sharded), _expert_in_name(root.name), record, root)
     singles = [file for file in sorted(root.glob("*.safetensors")) if not sharded]
-    for file in [*singles, *sorted(root.glob("*.pth"))]:
+    # Only these: other pickles in an official folder (CLIP, optimizer states) are none of ours to open.
+    for file in [*singles, *sorted(root.glob("models_t5*.pth")), *sorted(root.glob("*VAE*.pth"))]:
         components += _components_in(Shards([file]), _expert_in_name(file.stem), record, root)
     layout: Layout = "comfy" if singles else "official"
     if any(component.naming == "diffusers" and component.given_config for component in components):
@@ -310,7 +312,7 @@ def _with_facts(found: Checkpoint) -> Checkpoint:
     if found.declared_model is not None:
         known = replace(facts.get(found.declared_model), transformer=dims)
         return replace(found, facts=_sized(known, text, vae), is_known=True)
-    lent, is_known = facts.identify(dims, len(transformers))
+    lent, is_known = facts.identify(dims, len(found.experts) or 1)
     if lent.experts and not found.experts:
         scale = lent.guidance[0] if isinstance(lent.guidance, tuple) else lent.guidance
         lent = replace(lent, title=f"one transformer of {lent.title}", experts=(), boundary=None, guidance=scale)
