@@ -1,0 +1,11 @@
+"""MicroWan: a few megabytes of weights for the classes of Wan 2.2, trained here on a captioned world."""
+
+from pathlib import Path
+
+
+def default_checkpoint() -> Path:
+    """The folder of the shipped MicroWan weights, in diffusers layout; the default of every `--ckpt-root`."""
+    return Path(__file__).parent / "weights"
+
+
+__all__ = ["default_checkpoint"]

@@ -1,0 +1,152 @@
+"""The whole recipe of MicroWan: three trained stages, then half-precision weights in diffusers layout."""
+
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+
+from latentloom.errors import ConfigError, FileError
+from latentloom.micro.config import NUM_PROCESSES, BuildConfig
+from latentloom.micro.latents import encode_world, latent_statistics, load_latents, load_trained_vae
+from latentloom.micro.loop import read_curve
+from latentloom.micro.model_card import model_card
+from latentloom.micro.tokenizer import make_tokenizer
+from latentloom.micro.train_text import make_text_encoder, train_text
+from latentloom.micro.train_transformer import make_transformer, train_transformer
+from latentloom.micro.train_vae import train_vae
+from latentloom.runs import RunFolder, launch_processes, to_toml
+from latentloom.storage import write_json, write_text
+from latentloom.training import load_state
+from latentloom.wan import facts
+
+logger = logging.getLogger(__name__)
+
+#: What the shipped weights may take, in bytes.
+LARGEST_SIZE = 10_000_000
+#: Names of the stages that leave a curve, `<name>.jsonl`.
+CURVES = ("vae", "text", "transformer")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the recipe: run by every process, finished once its file is there."""
+
+    name: str
+    file: str
+    run: Callable[..., None]
+    arguments: tuple
+
+
+def build(config: BuildConfig, work: Path, out: Path) -> None:
+    """Train MicroWan and write its weights; a build that was interrupted continues where it stopped.
+
+    Args:
+        config: the recipe.
+        work: folder of checkpoints and curves, kept afterwards.
+        out: folder of the weights, in diffusers layout; replaced as a whole at the end.
+
+    Raises:
+        ConfigError: `work` holds a build with other settings.
+        FileError: `out` is a folder of something else.
+    """
+    _check_out(out)
+    work.mkdir(parents=True, exist_ok=True)
+    settings = work / "config.toml"
+    if settings.exists() and settings.read_text() != to_toml(config):
+        raise ConfigError(f"{work} holds a build with other settings: give another --work folder, or delete it")
+    write_text(settings, to_toml(config))
+    data = f"MicroWan's world, training split, {config.transformer.num_clips} clips"
+    with RunFolder.create(work / "runs", "micro-build", config, data=data) as run:
+        for stage in stages(config, work):
+            if (work / stage.file).exists():
+                logger.info("%s: finished before", stage.name)
+                continue
+            launch_processes(stage.run, NUM_PROCESSES, *stage.arguments)
+        export(config, work, out)
+        run.finish(build_summary(work, out))
+
+
+def stages(config: BuildConfig, work: Path) -> list[Stage]:
+    """The stages in their order."""
+    encoding = (config.transformer.num_clips, config.vae, config.seed, work)
+    return [
+        Stage("VAE", "vae.safetensors", train_vae, (config.vae, config.seed, work)),
+        Stage("text encoder", "text.safetensors", train_text, (config.text, config.seed, work)),
+        Stage("latents", f"latents_{NUM_PROCESSES - 1}.safetensors", encode_world, encoding),
+        Stage("DiT", "transformer.safetensors", train_transformer, (config, work)),
+    ]
+
+
+def build_summary(work: Path, out: Path) -> dict[str, Any]:
+    """Seconds and last measures of each stage, and the bytes of the weights."""
+    curves = {stage: read_curve(work / f"{stage}.jsonl") for stage in CURVES}
+    return {
+        "num_bytes": _folder_size(out),
+        "seconds": sum(curve[-1]["seconds"] for curve in curves.values()),
+        "stages": {stage: curve[-1] for stage, curve in curves.items()},
+    }
+
+
+def export(config: BuildConfig, work: Path, out: Path) -> None:
+    """Write the trained parts as half-precision safetensors in diffusers layout, with a model card."""
+    text = make_text_encoder(config.text)
+    transformer = make_transformer(config.transformer, config.vae.latent_channels, config.text.d_model)
+    load_state(work / "transformer.safetensors", {"transformer": transformer, "text": text}, [])
+    vae = load_trained_vae(config.vae, work)
+    mean, deviation = latent_statistics(load_latents(work)[0])
+    vae.register_to_config(latents_mean=mean, latents_std=deviation)
+    defaults = facts.get("micro")
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=defaults.shift
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
+        new = Path(temporary) / "weights"
+        parts = {"text_encoder": text, "transformer": transformer, "vae": vae}
+        for name, module in parts.items():
+            module.to(torch.float16).save_pretrained(new / name)
+        make_tokenizer().save_pretrained(new / "tokenizer")
+        scheduler.save_pretrained(new / "scheduler")
+        write_json(new / "model_index.json", _model_index())
+        write_text(new / "README.md", model_card(config, {name: _num_parameters(part) for name, part in parts.items()}))
+        size = _folder_size(new)
+        if size > LARGEST_SIZE:
+            raise ConfigError(
+                f"these settings give {size / 1e6:.1f} MB of weights, more than {LARGEST_SIZE / 1e6:.0f}: shrink them"
+            )
+        if out.exists():
+            out.rename(Path(temporary) / "previous")
+        new.rename(out)
+    logger.info("wrote %s, %.1f MB", out, size / 1e6)
+
+
+def _model_index() -> dict:
+    return {
+        "_class_name": "WanPipeline",
+        "_diffusers_version": "0.42.1",
+        "latentloom": {"model": "micro"},
+        "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "transformer": ["diffusers", "WanTransformer3DModel"],
+        "transformer_2": [None, None],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+    }
+
+
+def _check_out(out: Path) -> None:
+    if out.exists() and any(out.iterdir()) and not (out / "model_index.json").exists():
+        raise FileError(f"{out} holds something other than weights: give a new folder to --out")
+
+
+def _folder_size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _num_parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

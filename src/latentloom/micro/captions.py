@@ -1,0 +1,106 @@
+"""Captions of the world, from terse to verbose, in a chosen lexicon."""
+
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+
+from latentloom.micro.attributes import Attributes
+from latentloom.micro.lexicon import BARE_MOTIONS, LEXICONS, Lexicon
+
+Style = Literal["verbose", "plain", "terse", "telegraphic"]
+
+#: Where an attribute is open, its word and what belongs to it fall out; `{thing}` and `{moves}` always stand.
+TEMPLATES: dict[Style, tuple[str, ...]] = {
+    "verbose": (
+        "A {size} {colour} {thing} {moves} on a {background} background.",
+        "On a {background} background, a {size} {colour} {thing} {moves}.",
+        "The video shows a {size} {colour} {thing} that {moves} against a {background} backdrop.",
+        "There is a {size} {thing}, {colour} in color, which {moves}. The background is {background}.",
+        "In this short clip a {colour} {thing} of {size} size {moves} in front of a {background} wall.",
+        "The scene has a {background} background where one {size} {colour} {thing} {moves}.",
+    ),
+    "plain": (
+        "a {size} {colour} {thing} {moves}, {background} background",
+        "{size} {colour} {thing} that {moves} on {background}",
+        "{background} background, {size} {colour} {thing} {moves}",
+    ),
+    "terse": (
+        "{size} {colour} {thing} {way} {background}",
+        "{colour} {thing}, {size}, {way}, {background}",
+        "{background}, {way}, {size} {colour} {thing}",
+    ),
+    "telegraphic": (
+        "{size} {colour} {thing} {way} {background}",
+        "{thing} {colour} {size} {way} {background}",
+        "{background} {way} {colour} {thing} {size}",
+    ),
+}
+#: Share of each style among training captions.
+TRAINING_STYLES: dict[Style, float] = {"verbose": 0.55, "plain": 0.25, "terse": 0.20}
+
+_WITH_BACKGROUND = re.compile(
+    r"(, |On a | on a | on | against a | in front of a |\. The background is )?"
+    r"\{background\}( background| backdrop| wall)?"
+)
+
+
+def caption(attributes: Attributes, style: Style, generator: torch.Generator, lexicon: Lexicon | None = None) -> str:
+    """One caption of the clip; attributes that are None are not mentioned.
+
+    Args:
+        attributes: what to mention.
+        style: form of the sentence.
+        generator: chooses the template and the words.
+        lexicon: whose words to use; the seen one, or for the telegraphic style its own, where not given.
+    """
+    lexicon = lexicon or ("telegraphic" if style == "telegraphic" else "seen")
+    words = {name: _pick(LEXICONS[lexicon][value], generator) for name, value in attributes.mentioned().items()}
+    words["thing"] = words.pop("shape", "object" if lexicon == "seen" else "thing")
+    words["moves"] = words.pop("motion", "appears")
+    bare = BARE_MOTIONS if lexicon == "seen" else {}
+    words["way"] = bare.get(attributes.motion or "", words["moves"]) if attributes.motion else ""
+    template = _pick(TEMPLATES[style], generator)
+    if attributes.background is None:
+        template = _without_background(template)
+    text = template.format_map({"size": "", "colour": "", "background": "", **words})
+    return _tidied(text, sentence=style == "verbose")
+
+
+def training_caption(
+    attributes: Attributes, generator: torch.Generator, *, caption_dropout: float = 0.1, attribute_dropout: float = 0.1
+) -> str:
+    """A caption as MicroWan is trained on: any seen style, now and then without an attribute, now and then empty."""
+    draws = torch.rand(7, generator=generator).tolist()
+    if draws[0] < caption_dropout:
+        return ""
+    names = list(attributes.mentioned())
+    dropped = [name for name, draw in zip(names, draws[1:6], strict=True) if draw < attribute_dropout]
+    styles, shares = list(TRAINING_STYLES), torch.tensor(list(TRAINING_STYLES.values()))
+    style = styles[int((shares.cumsum(0) <= draws[6]).sum().clamp_max(len(styles) - 1))]
+    return caption(attributes.without(*dropped), style, generator)
+
+
+def grammar_words() -> Iterator[str]:
+    """Every word the templates can add to those of a lexicon, repeats included."""
+    for templates in TEMPLATES.values():
+        for template in templates:
+            yield from re.findall(r"[a-z]+", re.sub(r"\{\w+\}", " ", template).lower())
+    yield from ("object", "thing", "appears", *BARE_MOTIONS.values())
+
+
+def _pick(choices: tuple[str, ...], generator: torch.Generator) -> str:
+    return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+
+def _without_background(template: str) -> str:
+    template = template.replace("The scene has a {background} background where one", "The scene has one")
+    return _WITH_BACKGROUND.sub("", template)
+
+
+def _tidied(text: str, *, sentence: bool) -> str:
+    text = re.sub(r"\s+", " ", text).replace(" of size", "").replace(", in color,", "")
+    text = re.sub(r"(, )+(?=,|$)|\s+(?=[,.])", "", re.sub(r"(,\s*)+,", ",", text)).strip(" ,")
+    text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
+    return text[:1].upper() + text[1:] if sentence else text

@@ -1,0 +1,59 @@
+"""Captioned clips of the world as a folder of media: a video file and a text file of the same name each."""
+
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from latentloom.errors import ConfigError, FileError
+from latentloom.micro.attributes import split
+from latentloom.micro.captions import caption
+from latentloom.micro.lexicon import LEXICONS, Lexicon
+from latentloom.micro.world import draw_clips
+from latentloom.runs import track
+from latentloom.storage import write_text, write_video
+from latentloom.wan import facts
+
+_SPLITS = ("train", "held_out", "unseen_pair")
+
+
+def write_clips(
+    folder: Path,
+    num_clips: int,
+    *,
+    num_frames: int = 9,
+    frame_size: int = 48,
+    split_name: str = "train",
+    lexicon: str = "seen",
+    seed: int = 0,
+) -> None:
+    """Write `00000.mp4`, `00000.txt` and so on; clip i is the same whatever `num_clips` is.
+
+    Args:
+        folder: a new or empty folder.
+        num_clips: how many.
+        num_frames, frame_size: see `draw_clips`.
+        split_name: "train", "held_out" or "unseen_pair".
+        lexicon: whose words the captions use; the telegraphic one makes telegraphic captions.
+        seed: of attributes, geometry and words.
+
+    Raises:
+        ConfigError: an unknown split, lexicon or size.
+        FileError: the folder holds something already.
+    """
+    if split_name not in _SPLITS:
+        raise ConfigError(f"unknown split {split_name!r}: choose from {', '.join(_SPLITS)}")
+    if lexicon not in LEXICONS:
+        raise ConfigError(f"unknown lexicon {lexicon!r}: choose from {', '.join(get_args(Lexicon))}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileError(f"{folder} is not empty: give a new folder to --out")
+    style = "telegraphic" if lexicon == "telegraphic" else "verbose"
+    choices = split(split_name)
+    for index in track(num_clips, "draw clips"):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        attributes = choices[int(torch.randint(len(choices), (), generator=generator))]
+        clip = draw_clips([attributes], generator, num_frames=num_frames, frame_size=frame_size)[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        frames = clip.permute(1, 2, 3, 0).mul(255).round().to(torch.uint8)
+        write_video(folder / f"{index:05d}.mp4", frames, facts.get("micro").fps)
+        write_text(folder / f"{index:05d}.txt", caption(attributes, style, generator, lexicon) + "\n")

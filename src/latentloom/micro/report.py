@@ -1,0 +1,105 @@
+"""Evaluations side by side: a table with intervals, a chart, a contact sheet and the clips themselves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from latentloom.micro.attributes import VALUES
+from latentloom.micro.evaluate import Evaluation
+from latentloom.micro.score import Accuracy, chance
+from latentloom.runs import Report
+from latentloom.storage import write_contact_sheet
+
+_CLIPS_SHOWN = 6
+_STRIPS_PER_SET = 2
+_FRAMES_PER_STRIP = 5
+
+
+def write_report(
+    evaluations: Sequence[Evaluation], fps: float, folder: Path, title: str, introduction: str | None = None
+) -> Path:
+    """Write `report.html` and `contact_sheet.png` into the folder; returns the page's path.
+
+    Args:
+        evaluations: the sets of prompts, the reference first.
+        fps: of the clips.
+        folder: made where it does not exist.
+        title, introduction: of the page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    report = Report(title)
+    report.paragraph(introduction or "Attributes asked for in the prompt against attributes read from the clip.")
+    report.heading("Attribute accuracy")
+    attributes = [*VALUES, "all"]
+    rows = [
+        [item.name, len(item.questions), *(format_accuracy(item.accuracy[name]) for name in attributes)]
+        for item in evaluations
+    ]
+    rows.append(["a guess", None, *(f"{100 * chance(name):.1f}" for name in attributes)])
+    report.table(["prompts", "n", *(f"{name}, %" for name in attributes)], rows)
+    report.paragraph("In brackets: 95 % Wilson score interval. 'all': clips that are right in everything asked for.")
+    report.figure(plot_accuracy(evaluations), "Attribute accuracy by set of prompts; dotted: a guess.")
+    for item in evaluations:
+        report.heading(item.name.capitalize())
+        shown = range(min(_CLIPS_SHOWN, len(item.questions)))
+        report.clips([(describe(item, index), item.clips[index], fps) for index in shown])
+    sheet = folder / "contact_sheet.png"
+    strips = [(item, index) for item in evaluations for index in range(min(_STRIPS_PER_SET, len(item.questions)))]
+    moments = np.linspace(0, evaluations[0].clips.shape[1] - 1, _FRAMES_PER_STRIP).round().astype(int).tolist()
+    write_contact_sheet(
+        sheet,
+        [item.clips[index][moments] for item, index in strips],
+        [f"{item.name}: {item.questions[index].prompt}" for item, index in strips],
+    )
+    page = folder / "report.html"
+    report.write(page)
+    return page
+
+
+def plot_accuracy(evaluations: Sequence[Evaluation]) -> Figure:
+    """Bars per attribute and set, with their intervals."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots()
+    attributes = [*VALUES, "all"]
+    width = 0.8 / len(evaluations)
+    for number, item in enumerate(evaluations):
+        accuracies = [item.accuracy[name] for name in attributes]
+        shares = np.array([accuracy.share for accuracy in accuracies])
+        low, high = np.array([accuracy.interval for accuracy in accuracies]).T
+        place = np.arange(len(attributes)) - 0.4 + width * (number + 0.5)
+        axes.bar(place, 100 * shares, width * 0.92, label=item.name)
+        axes.errorbar(
+            place,
+            100 * shares,
+            100 * np.abs([shares - low, high - shares]),
+            fmt="none",
+            ecolor="0.25",
+            elinewidth=0.8,
+        )
+    for number, name in enumerate(attributes):
+        axes.hlines(100 * chance(name), number - 0.45, number + 0.45, colors="0.2", linestyles="dotted")
+    axes.set(xticks=range(len(attributes)), xticklabels=attributes, ylabel="%", ylim=(0, 105))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=len(evaluations), loc="upper center", bbox_to_anchor=(0.5, 1.16), fontsize=8)
+    return figure
+
+
+def describe(item: Evaluation, index: int) -> str:
+    """A clip's prompt, and what the clip shows instead of what was asked for."""
+    question, found = item.questions[index], item.read[index].mentioned()
+    wrong = [
+        f"{name} is {found.get(name, 'not readable')}, not {value}"
+        for name, value in question.asked.mentioned().items()
+        if found.get(name) != value
+    ]
+    return f"{question.prompt} [{'; '.join(wrong) or 'all right'}]"
+
+
+def format_accuracy(accuracy: Accuracy) -> str | None:
+    """Percent with its interval, or None where nothing was asked."""
+    if not accuracy.total:
+        return None
+    low, high = accuracy.interval
+    return f"{100 * accuracy.share:.1f} ({100 * low:.1f}-{100 * high:.1f})"

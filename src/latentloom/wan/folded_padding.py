@@ -1,0 +1,73 @@
+"""Cross-attention over 512 text rows at the price of the rows that hold text, exactly.
+
+Wan zero-pads text embeddings to 512 rows and attends to all of them. The padding rows are equal, so their keys are
+equal and so are their values: 512 - L equal keys weigh as much as one key whose logit is higher by log(512 - L).
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from diffusers.models.attention_processor import AttentionProcessor
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor, WanTransformer3DModel
+from jaxtyping import Float
+from torch import Tensor
+
+from latentloom.errors import ShapeError
+from latentloom.tensors import TextEmbeddings
+
+
+class PaddingFold:
+    """Turns text embeddings into the short context of the next call of the transformer it is installed in."""
+
+    def __init__(self, max_length: int) -> None:
+        self.max_length = max_length
+        self.bias: Float[Tensor, "B 1 1 K"] | None = None
+
+    def __call__(self, embeddings: TextEmbeddings) -> Float[Tensor, "B K D"]:
+        """The context for `encoder_hidden_states`: the longest text's rows and one row for all padding.
+
+        Raises:
+            ShapeError: where a text is longer than the padded length.
+        """
+        lengths = embeddings.lengths
+        longest = int(lengths.max())
+        if longest > self.max_length:
+            raise ShapeError(f"a text of {longest} rows does not fit into {self.max_length}: cut it")
+        num_padding = (self.max_length - lengths).float()
+        rows = torch.arange(longest + 1, device=lengths.device)
+        bias = torch.where(rows < lengths[:, None], 0.0, -math.inf)
+        bias[:, longest] = num_padding.log()
+        self.bias = bias[:, None, None].to(embeddings.tokens.dtype)
+        return embeddings.padded(longest + 1)
+
+
+@contextmanager
+def fold_padding(transformer: WanTransformer3DModel, max_length: int = 512) -> Iterator[PaddingFold]:
+    """Within this context, the transformer takes contexts made by the `PaddingFold` that it yields.
+
+    Args:
+        transformer: a text-to-video Wan transformer; its cross-attention processors come back on leaving.
+        max_length: rows that the text would be padded to.
+    """
+    fold = PaddingFold(max_length)
+    layers = [part for part in transformer.modules() if isinstance(part, WanAttention) and part.is_cross_attention]
+    before = [layer.processor for layer in layers]
+    try:
+        for layer in layers:
+            layer.set_processor(cast(AttentionProcessor, _FoldedProcessor(fold)))
+        yield fold
+    finally:
+        for layer, processor in zip(layers, before, strict=True):
+            layer.set_processor(processor)
+
+
+class _FoldedProcessor(WanAttnProcessor):
+    def __init__(self, fold: PaddingFold) -> None:
+        super().__init__()
+        self._fold = fold
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None) -> Tensor:
+        return super().__call__(attn, hidden_states, encoder_hidden_states, self._fold.bias, rotary_emb)
