@@ -1,16 +1,14 @@
 """`latentloom micro`: MicroWan's world, weights and score."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from latentloom.cli.accuracy_table import print_accuracy
 from latentloom.cli.model import checkpoint_or_default
 from latentloom.cli.options import CkptRootOption, JsonOption, emit_json
 from latentloom.errors import ConfigError, FileError
-
-if TYPE_CHECKING:
-    from latentloom.micro.evaluate import Evaluation
 
 app = typer.Typer(help="MicroWan, the embedded default model: build, score, read, draw.", add_completion=False)
 
@@ -75,7 +73,7 @@ def score(
         questions = {name: prompt_set(name, num_prompts, seed) for name in names}
     pipeline = WanPipeline.load(checkpoint_or_default(ckpt_root))
     results = [evaluate(pipeline, name, asked, seed) for name, asked in questions.items()]
-    _print_table(results)
+    print_accuracy(results)
     if out is not None:
         from latentloom.micro.report import write_report
 
@@ -122,23 +120,3 @@ def draw(
 
     write_clips(out, num, num_frames=num_frames, frame_size=size, split_name=split, lexicon=lexicon, seed=seed)
     typer.echo(f"wrote {num} clips to {out}")
-
-
-def _print_table(results: "list[Evaluation]") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from latentloom.micro.report import format_accuracy
-    from latentloom.micro.score import chance
-
-    table = Table(box=None)
-    table.add_column("prompts")
-    table.add_column("n", justify="right")
-    attributes = list(results[0].accuracy)
-    for attribute in attributes:
-        table.add_column(f"{attribute} %", justify="right")
-    for result in results:
-        cells = [format_accuracy(result.accuracy[attribute]) or "-" for attribute in attributes]
-        table.add_row(result.name, str(len(result.questions)), *cells)
-    table.add_row("a guess", "", *(f"{100 * chance(attribute):.1f}" for attribute in attributes))
-    Console().print(table)

@@ -12,7 +12,7 @@ from latentloom.micro.score import Accuracy, chance
 from latentloom.runs import Report
 from latentloom.storage import write_contact_sheet
 
-_CLIPS_SHOWN = 6
+_ROWS_SHOWN = 6
 _STRIPS_PER_SET = 2
 _FRAMES_PER_STRIP = 5
 
@@ -41,21 +41,25 @@ def write_report(
     report.table(["prompts", "n", *(f"{name}, %" for name in attributes)], rows)
     report.paragraph("In brackets: 95 % Wilson score interval. 'all': clips that are right in everything asked for.")
     report.figure(plot_accuracy(evaluations), "Attribute accuracy by set of prompts; dotted: a guess.")
-    for item in evaluations:
-        report.heading(item.name.capitalize())
-        shown = range(min(_CLIPS_SHOWN, len(item.questions)))
-        report.clips([(describe(item, index), item.clips[index], fps) for index in shown])
-    sheet = folder / "contact_sheet.png"
-    strips = [(item, index) for item in evaluations for index in range(min(_STRIPS_PER_SET, len(item.questions)))]
-    moments = np.linspace(0, evaluations[0].clips.shape[1] - 1, _FRAMES_PER_STRIP).round().astype(int).tolist()
-    write_contact_sheet(
-        sheet,
-        [item.clips[index][moments] for item, index in strips],
-        [f"{item.name}: {item.questions[index].prompt}" for item, index in strips],
-    )
+    report.heading("Clips side by side")
+    for group in _comparable(evaluations):
+        for index in range(min(_ROWS_SHOWN, len(group[0].questions))):
+            report.clips([(f"{item.name}: {describe(item, index)}", item.clips[index], fps) for item in group])
+    write_sheet(evaluations, folder / "contact_sheet.png")
     page = folder / "report.html"
     report.write(page)
     return page
+
+
+def write_sheet(evaluations: Sequence[Evaluation], path: Path) -> None:
+    """A still picture: the first clips of every set, a few frames each."""
+    strips = [(item, index) for index in range(_STRIPS_PER_SET) for item in evaluations if index < len(item.questions)]
+    moments = np.linspace(0, evaluations[0].clips.shape[1] - 1, _FRAMES_PER_STRIP).round().astype(int).tolist()
+    write_contact_sheet(
+        path,
+        [item.clips[index][moments] for item, index in strips],
+        [f"{item.name}: {item.questions[index].prompt}" for item, index in strips],
+    )
 
 
 def plot_accuracy(evaluations: Sequence[Evaluation]) -> Figure:
@@ -103,3 +107,11 @@ def format_accuracy(accuracy: Accuracy) -> str | None:
         return None
     low, high = accuracy.interval
     return f"{100 * accuracy.share:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def _comparable(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
+    """Sets that ask for the same attributes in the same order, from the same noise, stand side by side."""
+    groups: dict[tuple, list[Evaluation]] = {}
+    for item in evaluations:
+        groups.setdefault(tuple(question.asked for question in item.questions), []).append(item)
+    return list(groups.values())
