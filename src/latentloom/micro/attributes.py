@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import product
-from typing import Self
 
 COLOURS = {
     "red": (0.90, 0.10, 0.10),
@@ -48,7 +47,7 @@ class Attributes:
         """The attributes that are set, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
-    def without(self, *names: str) -> Self:
+    def without(self, *names: str) -> "Attributes":
         """The same clip with these attributes left open."""
         return replace(self, **dict.fromkeys(names))
 

@@ -99,7 +99,7 @@ def draw_scene(scene: Scene, frame_size: int) -> Float[Tensor, "B 3 T H W"]:
 
 
 def shape_cover(
-    shape: Tensor, x: Float[Tensor, "B *rest"], y: Float[Tensor, "B *rest"], radius: Float[Tensor, "B *rest"]
+    shape: Tensor, x: Float[Tensor, "#B *#rest"], y: Float[Tensor, "#B *#rest"], radius: Float[Tensor, "#B *#rest"]
 ) -> Float[Tensor, "B *rest"]:
     """Share of each pixel that the shape covers, from its signed distance; x and y are offsets from its centre."""
     x, y, radius = torch.broadcast_tensors(x, y, radius)
