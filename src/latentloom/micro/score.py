@@ -50,7 +50,9 @@ class Accuracy:
             return math.nan, math.nan
         z, n, p = 1.959964, self.total, self.share
         centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+        low, high = (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+        # at both ends the formula gives the share itself, but for rounding, which would print as -0.0
+        return low if self.right else 0.0, high if self.right < n else 1.0
 
     def to_json(self) -> dict[str, Any]:
         """Right, total, share and interval."""
