@@ -37,6 +37,7 @@ def training_captions() -> list[tuple[Attributes, str]]:
 def assert_tidy(text: str) -> None:
     assert not re.search(r"[{}]|\s\s|\s[,.]|,,|\.\.|, ?\.|\ba [aeiou]|\ban [^aeiou]", text, re.IGNORECASE), text
     assert text == text.strip(" ,"), text
+    assert " of size" not in text, text  # left over where the size is open
 
 
 @given(attributes=ANY_ATTRIBUTES, style=STYLES, lexicon=st.none() | st.sampled_from(list(LEXICONS)), seed=st.integers())
