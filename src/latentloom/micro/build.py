@@ -1,5 +1,6 @@
 """The whole recipe of MicroWan: three trained stages, then half-precision weights in diffusers layout."""
 
+import json
 import logging
 import tempfile
 from collections.abc import Callable
@@ -34,10 +35,10 @@ CURVES = ("vae", "text", "transformer")
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the recipe: run by every process, finished once its file is there."""
+    """One step of the recipe: run by every process, finished once all its files are there."""
 
     name: str
-    file: str
+    files: tuple[str, ...]
     run: Callable[..., None]
     arguments: tuple
 
@@ -51,10 +52,10 @@ def build(config: BuildConfig, work: Path, out: Path) -> None:
         out: folder of the weights, in diffusers layout; replaced as a whole at the end.
 
     Raises:
-        ConfigError: `work` holds a build with other settings.
+        ConfigError: `work` holds a build with other settings, or lies in `out`.
         FileError: `out` is a folder of something else.
     """
-    _check_out(out)
+    _check_out(out, work)
     work.mkdir(parents=True, exist_ok=True)
     settings = work / "config.toml"
     if settings.exists() and settings.read_text() != to_toml(config):
@@ -63,7 +64,7 @@ def build(config: BuildConfig, work: Path, out: Path) -> None:
     data = f"MicroWan's world, training split, {config.transformer.num_clips} clips"
     with RunFolder.create(work / "runs", "micro-build", config, data=data) as run:
         for stage in stages(config, work):
-            if (work / stage.file).exists():
+            if all((work / file).exists() for file in stage.files):
                 logger.info("%s: finished before", stage.name)
                 continue
             launch_processes(stage.run, NUM_PROCESSES, *stage.arguments)
@@ -74,11 +75,12 @@ def build(config: BuildConfig, work: Path, out: Path) -> None:
 def stages(config: BuildConfig, work: Path) -> list[Stage]:
     """The stages in their order."""
     encoding = (config.transformer.num_clips, config.vae, config.seed, work)
+    shares = tuple(f"latents_{rank}.safetensors" for rank in range(NUM_PROCESSES))
     return [
-        Stage("VAE", "vae.safetensors", train_vae, (config.vae, config.seed, work)),
-        Stage("text encoder", "text.safetensors", train_text, (config.text, config.seed, work)),
-        Stage("latents", f"latents_{NUM_PROCESSES - 1}.safetensors", encode_world, encoding),
-        Stage("DiT", "transformer.safetensors", train_transformer, (config, work)),
+        Stage("VAE", ("vae.safetensors",), train_vae, (config.vae, config.seed, work)),
+        Stage("text encoder", ("text.safetensors",), train_text, (config.text, config.seed, work)),
+        Stage("latents", shares, encode_world, encoding),
+        Stage("DiT", ("transformer.safetensors",), train_transformer, (config, work)),
     ]
 
 
@@ -139,9 +141,21 @@ def _model_index() -> dict:
     }
 
 
-def _check_out(out: Path) -> None:
-    if out.exists() and any(out.iterdir()) and not (out / "model_index.json").exists():
-        raise FileError(f"{out} holds something other than weights: give a new folder to --out")
+def _check_out(out: Path, work: Path) -> None:
+    """What is there will be replaced, so it must be nothing, or MicroWan and not another model in the same layout."""
+    if work.resolve().is_relative_to(out.resolve()):
+        raise ConfigError(f"{work} lies in {out}, which will be replaced as a whole: give --work a folder outside")
+    index = out / "model_index.json"
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not _is_micro(index))):
+        raise FileError(f"{out} holds something other than MicroWan's weights: give a new folder to --out")
+
+
+def _is_micro(index: Path) -> bool:
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("latentloom") == _model_index()["latentloom"]
 
 
 def _folder_size(folder: Path) -> int:
