@@ -57,7 +57,7 @@ def score(
 ) -> None:
     """Measure which attributes of held-out prompts the generated clips show, with 95 % intervals."""
     from latentloom.cli.prompts import read_prompts
-    from latentloom.micro.evaluate import evaluate
+    from latentloom.micro.evaluate import evaluate, evaluate_reader
     from latentloom.micro.score import PROMPT_SETS, prompt_set, questions_of
     from latentloom.wan.pipeline import WanPipeline
 
@@ -72,7 +72,8 @@ def score(
     else:
         questions = {name: prompt_set(name, num_prompts, seed) for name in names}
     pipeline = WanPipeline.load(checkpoint_or_default(ckpt_root))
-    results = [evaluate(pipeline, name, asked, seed) for name, asked in questions.items()]
+    ceilings = evaluate_reader(pipeline, next(iter(questions.values())), seed) if prompts is None else []
+    results = [*(evaluate(pipeline, name, asked, seed) for name, asked in questions.items()), *ceilings]
     print_accuracy(results)
     if out is not None:
         from latentloom.micro.report import write_report

@@ -12,8 +12,10 @@ from torch import Tensor
 from latentloom.micro.attributes import Attributes
 from latentloom.micro.read import read_clips
 from latentloom.micro.score import Accuracy, Question, tally, to_unit_range
+from latentloom.micro.world import draw_clips
 from latentloom.runs import track
 from latentloom.wan.pipeline import Adjust, WanPipeline
+from latentloom.wan.vae import encode_video
 
 _CLIPS_AT_ONCE = 16
 
@@ -56,7 +58,33 @@ def evaluate(
         batch = questions[start : start + _CLIPS_AT_ONCE]
         seeds = [seed + start + offset for offset in range(len(batch))]
         clips.append(pipeline.generate([item.prompt for item in batch], seeds=seeds, adjust=adjust)[0])
-    frames = torch.cat(clips)
+    return _evaluation(name, questions, torch.cat(clips), started)
+
+
+@torch.no_grad()
+def evaluate_reader(pipeline: WanPipeline, questions: Sequence[Question], seed: int = 0) -> list[Evaluation]:
+    """What the reader gets right on clips that were drawn, and on the same clips through the VAE: the ceiling.
+
+    Args:
+        pipeline: the model whose VAE is used.
+        questions: with all attributes set.
+        seed: of the clips' geometry.
+    """
+    started = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    drawn = draw_clips([item.asked for item in questions], generator).mul(255).round().to(torch.uint8)
+    drawn = drawn.permute(0, 2, 3, 4, 1).contiguous()
+    plain = _evaluation("drawn", questions, drawn, started)
+    started = time.perf_counter()
+    rebuilt = [
+        pipeline.decode(encode_video(pipeline.vae, batch, pipeline.device)) for batch in drawn.split(_CLIPS_AT_ONCE)
+    ]
+    return [plain, _evaluation("drawn, through the VAE", questions, torch.cat(rebuilt), started)]
+
+
+def _evaluation(
+    name: str, questions: Sequence[Question], frames: UInt8[Tensor, "B T H W 3"], started: float
+) -> Evaluation:
     read = [reading.attributes for reading in read_clips(to_unit_range(frames))]
     accuracy = tally(questions, read)
     return Evaluation(name, list(questions), frames, read, accuracy, time.perf_counter() - started)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latentloom.runs import all_reduce_mean_
+from latentloom.storage import write_text
 
 
 def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
@@ -42,7 +43,7 @@ class Curve:
         self.kept = [line for line in read_curve(path) if line["step"] < first_step] if path.exists() else []
         self.seconds = self.kept[-1]["seconds"] if self.kept else 0.0
         self.started = time.monotonic()
-        path.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
+        write_text(path, "".join(json.dumps(line) + "\n" for line in self.kept))
 
     def append(self, step: int, **measures: float) -> None:
         """Add one line; `seconds` counts the time spent on this stage over all its sittings."""
@@ -53,5 +54,6 @@ class Curve:
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:
-    """The lines of a curve, in order."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The lines of a curve, in order; a last line that a killed run left half written does not count."""
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -40,4 +40,6 @@ class WeightAverage:
         """Continue from what `state_dict` gave."""
         self.num_updates = int(state["num_updates"])
         for name, weight in self.weights.items():
+            if state[name].shape != weight.shape:
+                raise ValueError(f"{name} has shape {tuple(state[name].shape)}, not {tuple(weight.shape)}")
             weight.copy_(state[name])

@@ -24,7 +24,7 @@ def make_optimizers(
         modules: what is trained.
         muon_lr: rate of the weights of linear layers and convolutions (flattened to one row per output), scaled per
             matrix to the size of an AdamW step.
-        adam_lr: rate of everything else: embeddings, norms, biases.
+        adam_lr: rate of everything else: embeddings and vectors (biases, norms).
         weight_decay: decoupled decay of matrices; vectors are never decayed.
         adam_names: parameters whose name contains one of these go to AdamW although they are matrices
             (input and output projections).
@@ -33,11 +33,13 @@ def make_optimizers(
     arXiv:2502.16982, eq. 4.
     """
     matrices, tables, vectors = [], [], []
+    owned: set[int] = set()
     for module in modules:
         embeddings = {id(part.weight) for part in module.modules() if isinstance(part, _ADAM_MODULES)}
         for name, parameter in module.named_parameters():
-            if not parameter.requires_grad:
+            if not parameter.requires_grad or id(parameter) in owned:
                 continue
+            owned.add(id(parameter))
             if parameter.ndim < 2:
                 vectors.append(parameter)
             elif id(parameter) in embeddings or any(part in name for part in adam_names):
@@ -66,7 +68,7 @@ class FlattenedMuon(Muon):
     def __init__(self, weights: Sequence[Tensor], lr: float, weight_decay: float) -> None:
         self._weights = list(weights)
         # The matrices share the weights' memory, so a step on them is a step on the weights.
-        matrices = [nn.Parameter(weight.detach().flatten(1)) for weight in weights]
+        matrices = [nn.Parameter(weight.detach().view(len(weight), -1)) for weight in weights]
         super().__init__(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
     def zero_grad(self, set_to_none: bool = True) -> None:

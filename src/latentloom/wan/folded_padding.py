@@ -1,4 +1,4 @@
-"""Cross-attention over 512 text rows at the price of the rows that hold text, exactly.
+"""Cross-attention over 512 text rows at the price of the rows that hold text, exactly up to rounding.
 
 Wan zero-pads text embeddings to 512 rows and attends to all of them. The padding rows are equal, so their keys are
 equal and so are their values: 512 - L equal keys weigh as much as one key whose logit is higher by log(512 - L).
