@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from latentloom.errors import CorruptFileError, FileError, ShapeError
-from latentloom.storage import read_video, write_contact_sheet, write_video
+from latentloom.storage import encode_mp4, read_video, write_contact_sheet, write_video
 
 COLOURS = [(255, 0, 0), (0, 160, 60), (40, 60, 255), (255, 220, 0), (0, 0, 0), (255, 255, 255)]
 
@@ -30,6 +30,18 @@ def test_mp4_plays_in_browsers_and_keeps_the_picture(tmp_path):
     with av.open(str(tmp_path / "a.mp4")) as container:
         context = container.streams.video[0].codec_context
         assert (context.name, context.pix_fmt) == ("h264", "yuv420p")
+
+
+def test_an_encoded_clip_is_a_file_and_more_loss_makes_it_smaller(tmp_path):
+    frames = moving_square(height=33)
+    (tmp_path / "a.mp4").write_bytes(encode_mp4(torch.from_numpy(frames), 12.5))
+    loaded, fps = read_video(tmp_path / "a.mp4")
+    assert loaded.shape == (9, 34, 48, 3)
+    assert fps == 12.5
+    assert np.abs(loaded[:, :33].astype(int) - frames).mean() < 2
+    assert len(encode_mp4(frames, 12.5, crf=40)) < len(encode_mp4(frames, 12.5))
+    with pytest.raises(ShapeError, match="at least one frame"):
+        encode_mp4(frames[:0], 12.5)
 
 
 def test_gif_keeps_colours_and_still_frames(tmp_path):

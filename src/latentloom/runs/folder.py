@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from latentloom.errors import ConfigError, FileError
 from latentloom.runs import environment
 from latentloom.runs.config import Config, to_toml
-from latentloom.runs.files import replace_text
 from latentloom.runs.record import RunRecord
+from latentloom.storage import write_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -93,7 +93,7 @@ class RunFolder:
         record = _checked(header)
         path = _new_folder(Path(root), record.id)
         record = record.model_copy(update={"id": path.name})
-        replace_text(path / "config.toml", to_toml(config))
+        write_text(path / "config.toml", to_toml(config))
         record.write(path)
         return cls(path, record)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from latentloom.errors import CorruptFileError, FileError
-from latentloom.runs.files import replace_text
+from latentloom.storage import write_text
 
 RECORD_NAME = "record.json"
 Stated = Annotated[str, Field(min_length=1, pattern=r"\S")]
@@ -41,7 +41,7 @@ class RunRecord(BaseModel):
 
     def write(self, folder: Path) -> None:
         """Put the record into a run folder; numbers that JSON does not know become null."""
-        replace_text(folder / RECORD_NAME, self.model_dump_json(indent=2, fallback=_plain) + "\n")
+        write_text(folder / RECORD_NAME, self.model_dump_json(indent=2, fallback=_plain) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":

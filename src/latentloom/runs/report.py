@@ -14,8 +14,8 @@ from torch import Tensor
 
 from latentloom.errors import ShapeError
 from latentloom.runs import report_media
-from latentloom.runs.files import replace_text
 from latentloom.runs.report_page import page
+from latentloom.storage import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,7 +101,7 @@ class Report:
             FileError: the place cannot be written to.
         """
         contents = self._headings if len(self._headings) >= HEADINGS_FOR_CONTENTS else []
-        replace_text(Path(path), page(self.title, contents, self._parts))
+        write_text(path, page(self.title, contents, self._parts))
 
     def _picture(self, source: str, caption: str, kind: str) -> None:
         image = f'<img class="{kind}" src="{source}" alt="{escape(caption)}">'

@@ -2,23 +2,22 @@
 
 import io
 from base64 import b64encode
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import av
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from latentloom.errors import FileError, ShapeError
+from latentloom.errors import FileError
+from latentloom.storage import encode_mp4
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CLIP_PIXELS = 192  # shorter sides below this are enlarged by whole factors: 48 becomes 4 x 48
+CLIP_CRF = 18  # a page carries many clips, so they are a little smaller than files of their own
 PICTURES = {"PNG": "image/png", "JPEG": "image/jpeg", "GIF": "image/gif", "WEBP": "image/webp"}
-BT709, LIMITED_RANGE = 1, 1  # ffmpeg's numbers for the matrix and range that browsers assume
 
 
 def svg(figure: "Figure") -> str:
@@ -57,32 +56,15 @@ def mp4(frames: np.ndarray | Tensor, fps: float) -> tuple[str, int, int]:
     Raises:
         ShapeError: no frames.
     """
-    frames = frames.cpu().numpy() if isinstance(frames, Tensor) else frames
-    if 0 in frames.shape or fps <= 0:
-        raise ShapeError(f"a clip of shape {frames.shape} at {fps} fps; give at least one frame and a positive rate")
-    frames = _enlarged(frames)
-    # 4:2:0 halves the colour planes, so both sides must be even
-    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        rate = Fraction(fps).limit_denominator(1001)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "medium"})
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        context = stream.codec_context
-        context.thread_count = 1
-        context.colorspace = context.color_primaries = context.color_trc = BT709
-        context.color_range = LIMITED_RANGE
-        for pixels in frames:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            container.mux(
-                stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"))
-            )
-        container.mux(stream.encode())
-    return _data_uri("video/mp4", buffer.getvalue()), frames.shape[2], frames.shape[1]
+    frames = _enlarged(frames.cpu().numpy() if isinstance(frames, Tensor) else frames)
+    content = encode_mp4(frames, fps, crf=CLIP_CRF)
+    height, width = (side + side % 2 for side in frames.shape[1:3])  # the format has even sides only
+    return _data_uri("video/mp4", content), width, height
 
 
 def _enlarged(frames: np.ndarray) -> np.ndarray:
+    if 0 in frames.shape:
+        return frames  # what encodes it refuses it, and states the shape that was given
     factor = max(1, CLIP_PIXELS // min(frames.shape[1:3]))
     return frames.repeat(factor, axis=1).repeat(factor, axis=2)
 

@@ -10,10 +10,11 @@ from latentloom.storage.foreign import read_npz, read_pt
 from latentloom.storage.header import read_header
 from latentloom.storage.modules import read_module, save_module
 from latentloom.storage.objects import load_object, save_object
-from latentloom.storage.video import read_video, write_video
+from latentloom.storage.video import encode_mp4, read_video, write_video
 
 __all__ = [
     "atomic_write",
+    "encode_mp4",
     "load_object",
     "read_header",
     "read_module",

@@ -1,11 +1,13 @@
 """Clips as files: H.264 MP4 that browsers play, GIF, or one PNG with the frames side by side."""
 
+import io
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from av.container import OutputContainer
 from av.error import FFmpegError
 from av.filter import Graph
 from jaxtyping import UInt8
@@ -20,6 +22,7 @@ from latentloom.storage.header import existing_file
 Frames = UInt8[np.ndarray, "T H W 3"]
 SUFFIXES = (".mp4", ".gif", ".png")
 MAX_DECODED_BYTES = 4 * 2**30
+CRF = 12  # x264's scale of loss: 0 is none; below 18 few people see any
 PNG_FRAMES, PNG_FPS = "latentloom-frames", "latentloom-fps"
 BT709, LIMITED_RANGE = 1, 1  # ffmpeg's numbers for the matrix and range that browsers assume
 
@@ -40,12 +43,10 @@ def write_video(path: Path | str, frames: UInt8[np.ndarray, "T H W 3"] | UInt8[T
         ShapeError: no frames, or frames without pixels.
     """
     path = Path(path)
-    frames = frames.cpu().numpy() if isinstance(frames, Tensor) else frames
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise FileError(f"{path} ends in {suffix!r}; a clip is written as one of {', '.join(SUFFIXES)}")
-    if 0 in frames.shape or fps <= 0:
-        raise ShapeError(f"a clip of shape {frames.shape} at {fps} fps; give at least one frame and a positive rate")
+    frames = _checked(frames, fps)
     with atomic_write(path) as temporary:
         if suffix == ".png":
             _write_grid(temporary, frames, fps)
@@ -53,6 +54,24 @@ def write_video(path: Path | str, frames: UInt8[np.ndarray, "T H W 3"] | UInt8[T
             _write_gif(temporary, frames, fps)
         else:
             _write_mp4(temporary, frames, fps)
+
+
+def encode_mp4(frames: UInt8[np.ndarray, "T H W 3"] | UInt8[Tensor, "T H W 3"], fps: float, crf: int = CRF) -> bytes:
+    """A clip as the content of an MP4 file that browsers play; an odd size gains a repeated row or column.
+
+    Args:
+        frames: T frames of H by W RGB pixels.
+        fps: frames per second.
+        crf: x264's scale of loss, 0 (none) to 51.
+
+    Raises:
+        ShapeError: no frames, or frames without pixels.
+    """
+    frames = _checked(frames, fps)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        _encode_h264(container, frames, fps, crf)
+    return buffer.getvalue()
 
 
 def read_video(path: Path | str, max_bytes: int = MAX_DECODED_BYTES) -> tuple[Frames, float]:
@@ -87,27 +106,39 @@ def read_video(path: Path | str, max_bytes: int = MAX_DECODED_BYTES) -> tuple[Fr
     return np.stack(frames), fps
 
 
+def _checked(frames: np.ndarray | Tensor, fps: float) -> np.ndarray:
+    frames = frames.cpu().numpy() if isinstance(frames, Tensor) else frames
+    if 0 in frames.shape or fps <= 0:
+        raise ShapeError(f"a clip of shape {frames.shape} at {fps} fps; give at least one frame and a positive rate")
+    return frames
+
+
 def _refuse_large(path: Path, num_bytes: int, max_bytes: int) -> None:
     if num_bytes > max_bytes:
         raise FileError(f"{path} decodes to more than {max_bytes} bytes; cut it or make it smaller")
 
 
 def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
+    # players on a network start before they have the whole file; ffmpeg can move the index only in a file with a name
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        _encode_h264(container, frames, fps, CRF)
+
+
+def _encode_h264(container: OutputContainer, frames: np.ndarray, fps: float, crf: int) -> None:
     # 4:2:0 halves the colour planes, so both sides must be even
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=_rate(fps), options={"crf": "12", "preset": "medium"})
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        context = stream.codec_context
-        context.thread_count = 1
-        context.colorspace = context.color_primaries = context.color_trc = BT709
-        context.color_range = LIMITED_RANGE
-        for pixels in frames:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    stream = container.add_stream("libx264", rate=_rate(fps), options={"crf": str(crf), "preset": "medium"})
+    stream.height, stream.width = frames.shape[1:3]
+    stream.pix_fmt = "yuv420p"
+    context = stream.codec_context
+    context.thread_count = 1
+    context.colorspace = context.color_primaries = context.color_trc = BT709
+    context.color_range = LIMITED_RANGE
+    for pixels in frames:
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode())
 
 
 def _write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
