@@ -69,6 +69,7 @@ def build(config: BuildConfig, work: Path, out: Path) -> None:
                 continue
             launch_processes(stage.run, NUM_PROCESSES, *stage.arguments)
         export(config, work, out)
+        _show_curves(run, work)
         run.finish(build_summary(work, out))
 
 
@@ -125,6 +126,15 @@ def export(config: BuildConfig, work: Path, out: Path) -> None:
             out.rename(Path(temporary) / "previous")
         new.rename(out)
     logger.info("wrote %s, %.1f MB", out, size / 1e6)
+
+
+def _show_curves(run: RunFolder, work: Path) -> None:
+    """Copy the curves of all sittings into this run's TensorBoard log."""
+    writer = run.tensorboard()
+    for stage in CURVES:
+        for line in read_curve(work / f"{stage}.jsonl"):
+            for measure in line.keys() - {"step", "seconds"}:
+                writer.add_scalar(f"{stage}/{measure}", line[measure], int(line["step"]))
 
 
 def _model_index() -> dict:
