@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
@@ -16,10 +15,8 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 WORDS = "a small large red blue green circle square moves left right up down on black white background"
 
 
-@pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A diffusers folder in MicroWan's layout: 8 pixels and 4 frames per latent, 4 latent channels."""
-    root = tmp_path_factory.mktemp("tiny") / "checkpoint"
+def save_tiny_checkpoint(root: Path) -> None:
+    """Write a diffusers folder in MicroWan's layout: 8 pixels and 4 frames per latent, 4 latent channels."""
     torch.manual_seed(0)
     parts: dict[str, Any] = {
         "tokenizer": tiny_tokenizer(),
@@ -34,14 +31,6 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     index = json.loads((root / "model_index.json").read_text())
     index["latentloom"] = {"model": "micro"}
     (root / "model_index.json").write_text(json.dumps(index))
-    return root
-
-
-@pytest.fixture(scope="session")
-def tiny_low_expert() -> WanTransformer3DModel:
-    """A second transformer for the tiny checkpoint, with weights of its own."""
-    torch.manual_seed(1)
-    return tiny_transformer()
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
