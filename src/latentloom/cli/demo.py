@@ -11,7 +11,7 @@ from latentloom.cli.stopwatch import Stopwatch
 
 
 def command(
-    out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("reports/demo"),
+    out: Annotated[Path, typer.Option("--out", file_okay=False, help="Folder of the report.")] = Path("reports/demo"),
     num_prompts: Annotated[int, typer.Option("--num-prompts", min=1, help="Prompts of each set.")] = 24,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Start of all randomness.")] = 0,
     json_file: JsonOption = None,

@@ -1,7 +1,7 @@
 """`latentloom micro`: MicroWan's world, weights and score."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,9 @@ from latentloom.cli.accuracy_table import print_accuracy
 from latentloom.cli.model import checkpoint_or_default
 from latentloom.cli.options import CkptRootOption, JsonOption, emit_json
 from latentloom.errors import ConfigError, FileError
+
+if TYPE_CHECKING:
+    from latentloom.micro.score import Question
 
 app = typer.Typer(help="MicroWan, the embedded default model: build, score, read, draw.", add_completion=False)
 
@@ -20,11 +23,18 @@ def build(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="SECTION.KEY=VALUE", help="Changes to the recipe.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the weights.")] = Path("reports/micro/weights"),
+    out: Annotated[Path, typer.Option("--out", file_okay=False, help="Folder of the weights.")] = Path(
+        "reports/micro/weights"
+    ),
     work: Annotated[
-        Path, typer.Option("--work", help="Folder of checkpoints and curves; an interrupted build continues there.")
+        Path,
+        typer.Option(
+            "--work", file_okay=False, help="Folder of checkpoints and curves; an interrupted build continues there."
+        ),
     ] = Path("reports/micro/build"),
-    config: Annotated[Path | None, typer.Option("--config", exists=True, help="The recipe as TOML.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", exists=True, dir_okay=False, help="The recipe as TOML.")
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Train MicroWan from nothing: about an hour on two cores."""
@@ -43,7 +53,9 @@ def build(
 
 @app.command()
 def score(
-    num_prompts: Annotated[int, typer.Option("--num-prompts", min=1, help="Prompts of each set.")] = 400,
+    num_prompts: Annotated[
+        int | None, typer.Option("--num-prompts", min=1, help="Prompts of each set; default 400.")
+    ] = None,
     prompts: Annotated[
         Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts of your own instead, one per line.")
     ] = None,
@@ -52,26 +64,24 @@ def score(
     ] = None,
     ckpt_root: CkptRootOption = None,
     seed: SeedOption = 0,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write a report page into this folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", file_okay=False, help="Also write a report page into this folder.")
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Measure which attributes of held-out prompts the generated clips show, with 95 % intervals."""
-    from latentloom.cli.prompts import read_prompts
     from latentloom.micro.evaluate import evaluate, evaluate_reader
-    from latentloom.micro.score import PROMPT_SETS, prompt_set, questions_of
-    from latentloom.wan.pipeline import WanPipeline
+    from latentloom.wan.pipeline import WanPipeline, facts_of
 
-    names = [name.strip() for name in sets.split(",")] if sets else list(PROMPT_SETS)
-    unknown = [name for name in names if name not in PROMPT_SETS]
-    if unknown:
-        raise ConfigError(f"unknown prompt set {unknown[0]!r}: choose from {', '.join(PROMPT_SETS)}")
-    if prompts is not None:
-        questions = {prompts.name: questions_of(read_prompts(prompts))}
-        if not questions[prompts.name]:
-            raise FileError(f"{prompts} holds no prompt: write one per line")
-    else:
-        questions = {name: prompt_set(name, num_prompts, seed) for name in names}
-    pipeline = WanPipeline.load(checkpoint_or_default(ckpt_root))
+    questions = choose_questions(sets, num_prompts, prompts, seed)
+    root = checkpoint_or_default(ckpt_root)
+    facts = facts_of(root)
+    if facts.height != facts.width:
+        raise ConfigError(
+            f"{root} is {facts.title}, which makes clips of {facts.width}x{facts.height}: "
+            "the reader knows MicroWan's square world alone"
+        )
+    pipeline = WanPipeline.load(root)
     ceilings = evaluate_reader(pipeline, next(iter(questions.values())), seed) if prompts is None else []
     results = [*(evaluate(pipeline, name, asked, seed) for name, asked in questions.items()), *ceilings]
     print_accuracy(results)
@@ -80,6 +90,32 @@ def score(
 
         typer.echo(f"report: {write_report(results, pipeline.facts.fps, out, 'MicroWan: score')}")
     emit_json(json_file, {"sets": {result.name: result.to_json() for result in results}})
+
+
+def choose_questions(
+    sets: str | None, num_prompts: int | None, prompts: Path | None, seed: int
+) -> "dict[str, list[Question]]":
+    """What to score, by name: the sets asked for, or the prompts of a file.
+
+    Raises:
+        ConfigError: an unknown set, or settings of sets beside a file of prompts.
+        FileError: the file holds no prompt.
+    """
+    from latentloom.cli.prompts import read_prompts
+    from latentloom.micro.score import PROMPT_SETS, prompt_set, questions_of
+
+    if prompts is not None:
+        if sets or num_prompts:
+            raise ConfigError("--prompts was given with --sets or --num-prompts, which choose other prompts: drop one")
+        written = questions_of(read_prompts(prompts))
+        if not written:
+            raise FileError(f"{prompts} holds no prompt: write one per line")
+        return {prompts.name: written}
+    names = [name.strip() for name in sets.split(",")] if sets else list(PROMPT_SETS)
+    unknown = [name for name in names if name not in PROMPT_SETS]
+    if unknown:
+        raise ConfigError(f"unknown prompt set {unknown[0]!r}: choose from {', '.join(PROMPT_SETS)}")
+    return {name: prompt_set(name, num_prompts or 400, seed) for name in names}
 
 
 @app.command()
@@ -113,7 +149,9 @@ def draw(
     num_frames: Annotated[int, typer.Option("--num-frames", help="9 or 17.")] = 9,
     size: Annotated[int, typer.Option("--size", help="Side of a frame in pixels: 48 or 64.")] = 48,
     split: Annotated[str, typer.Option("--split", help="train, held_out or unseen_pair.")] = "train",
-    lexicon: Annotated[str, typer.Option("--lexicon", help="Words of the captions: seen or unseen.")] = "seen",
+    lexicon: Annotated[
+        str, typer.Option("--lexicon", help="Words of the captions: seen, unseen or telegraphic.")
+    ] = "seen",
     seed: SeedOption = 0,
 ) -> None:
     """Write captioned clips of the world: 00000.mp4 with 00000.txt, and so on."""
