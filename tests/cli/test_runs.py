@@ -1,6 +1,8 @@
 """`latentloom runs`: records come back as table and as JSON."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -61,3 +63,17 @@ def test_an_unknown_run_is_one_line_that_names_a_near_one(two_runs, capsys):
 def test_an_empty_folder_has_no_runs(tmp_path, capsys):
     assert run(["runs", "list", "--root", str(tmp_path)]) == 0
     assert capsys.readouterr().out.startswith("no runs in")
+
+
+def test_listing_and_showing_need_no_torch(two_runs, tmp_path):
+    root, first, _ = two_runs
+    lines = [["runs", "list"], ["runs", "show", first.id]]
+    lines = [[*line, "--root", str(root), "--json", str(tmp_path / "out.json")] for line in lines]
+    program = (
+        "import sys\n"
+        "from latentloom.cli.main import run\n"
+        f"assert [run(line) for line in {lines!r}] == [0, 0]\n"
+        "assert not {'torch', 'av', 'matplotlib'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,18 +1,7 @@
 """What every experiment needs around it: settings, a folder, a record, progress, a report, processes and seeds."""
 
-from latentloom.runs.config import Config, load_config, to_toml
-from latentloom.runs.folder import RunFolder
-from latentloom.runs.processes import (
-    all_reduce_mean_,
-    choose_device,
-    is_distributed,
-    launch_processes,
-    process_rank,
-    seed_everything,
-)
-from latentloom.runs.progress import track
-from latentloom.runs.record import RunRecord, find_run, list_runs
-from latentloom.runs.report import Report
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __all__ = [
     "Config",
@@ -31,3 +20,43 @@ __all__ = [
     "to_toml",
     "track",
 ]
+
+_MODULES = {
+    "Config": "config",
+    "Report": "report",
+    "RunFolder": "folder",
+    "RunRecord": "record",
+    "all_reduce_mean_": "processes",
+    "choose_device": "processes",
+    "find_run": "record",
+    "is_distributed": "processes",
+    "launch_processes": "processes",
+    "list_runs": "record",
+    "load_config": "config",
+    "process_rank": "processes",
+    "seed_everything": "processes",
+    "to_toml": "config",
+    "track": "progress",
+}
+
+if TYPE_CHECKING:
+    from latentloom.runs.config import Config, load_config, to_toml
+    from latentloom.runs.folder import RunFolder
+    from latentloom.runs.processes import (
+        all_reduce_mean_,
+        choose_device,
+        is_distributed,
+        launch_processes,
+        process_rank,
+        seed_everything,
+    )
+    from latentloom.runs.progress import track
+    from latentloom.runs.record import RunRecord, find_run, list_runs
+    from latentloom.runs.report import Report
+else:  # records are read without torch, which takes seconds to import
+
+    def __getattr__(name: str) -> object:
+        """A public name, from its module, which is imported when the name is first asked for."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -4,13 +4,8 @@ Everything is written to a temporary name and renamed. Nothing is read by pickle
 file's word alone; a damaged or unsafe file raises `CorruptFileError`.
 """
 
-from latentloom.storage.atomic import atomic_write, write_json, write_text
-from latentloom.storage.contact_sheet import write_contact_sheet
-from latentloom.storage.foreign import read_npz, read_pt
-from latentloom.storage.header import read_header
-from latentloom.storage.modules import read_module, save_module
-from latentloom.storage.objects import load_object, save_object
-from latentloom.storage.video import encode_mp4, read_video, write_video
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __all__ = [
     "atomic_write",
@@ -28,3 +23,36 @@ __all__ = [
     "write_text",
     "write_video",
 ]
+
+_MODULES = {
+    "atomic_write": "atomic",
+    "encode_mp4": "video",
+    "load_object": "objects",
+    "read_header": "header",
+    "read_module": "modules",
+    "read_npz": "foreign",
+    "read_pt": "foreign",
+    "read_video": "video",
+    "save_module": "modules",
+    "save_object": "objects",
+    "write_contact_sheet": "contact_sheet",
+    "write_json": "atomic",
+    "write_text": "atomic",
+    "write_video": "video",
+}
+
+if TYPE_CHECKING:
+    from latentloom.storage.atomic import atomic_write, write_json, write_text
+    from latentloom.storage.contact_sheet import write_contact_sheet
+    from latentloom.storage.foreign import read_npz, read_pt
+    from latentloom.storage.header import read_header
+    from latentloom.storage.modules import read_module, save_module
+    from latentloom.storage.objects import load_object, save_object
+    from latentloom.storage.video import encode_mp4, read_video, write_video
+else:  # text and headers are handled without torch, PyAV and matplotlib, which take seconds to import
+
+    def __getattr__(name: str) -> object:
+        """A public name, from its module, which is imported when the name is first asked for."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
