@@ -1,72 +1,84 @@
 """The recipe of MicroWan as one validated object; every schedule counts steps, so that a seed reproduces it."""
 
+from typing import Annotated
+
+from pydantic import Field
+
 from latentloom.runs import Config
 
 #: Single-threaded processes that share every batch; part of the recipe, since each draws its own half.
 NUM_PROCESSES = 2
+#: Clips that a process encodes at a time.
+CLIPS_AT_ONCE = 32
+
+Count = Annotated[int, Field(ge=1)]
+Batch = Annotated[int, Field(ge=1, multiple_of=NUM_PROCESSES)]
+NumClips = Annotated[int, Field(ge=1, multiple_of=NUM_PROCESSES * CLIPS_AT_ONCE)]
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class VaeConfig(Config):
     """Stage 1: the VAE, first on crops, then its decoder on full clips."""
 
-    base_dim: int = 24
-    decoder_base_dim: int = 24
-    latent_channels: int = 16
-    crop_size: int = 32
-    crop_batch: int = 16
-    crop_steps: int = 2000
-    clip_batch: int = 16
-    clip_steps: int = 500
-    muon_lr: float = 4e-3
-    adam_lr: float = 2e-3
-    warmup: int = 50
-    decay_share: float = 0.5
-    ema_decay: float = 0.98
-    object_weight: float = 3.0
-    random_colour_share: float = 0.4
-    save_every: int = 50
+    base_dim: Count = 24
+    decoder_base_dim: Count = 24
+    latent_channels: Count = 16
+    crop_size: Annotated[int, Field(ge=8, le=48, multiple_of=8)] = 32
+    crop_batch: Batch = 16
+    crop_steps: Count = 2000
+    clip_batch: Batch = 16
+    clip_steps: Count = 500
+    muon_lr: Rate = 4e-3
+    adam_lr: Rate = 2e-3
+    warmup: Annotated[int, Field(ge=0)] = 50
+    decay_share: Share = 0.5
+    ema_decay: Share = 0.98
+    object_weight: Annotated[float, Field(ge=0)] = 3.0
+    random_colour_share: Share = 0.4
+    save_every: Count = 50
 
 
 class TextConfig(Config):
     """Stage 2: the UMT5 encoder, warmed up as a classifier of the attributes a caption mentions."""
 
-    d_model: int = 128
-    d_kv: int = 32
-    d_ff: int = 256
-    num_layers: int = 3
-    num_heads: int = 4
-    batch: int = 128
-    steps: int = 200
-    muon_lr: float = 4e-3
-    adam_lr: float = 3e-3
+    d_model: Count = 128
+    d_kv: Count = 32
+    d_ff: Count = 256
+    num_layers: Count = 3
+    num_heads: Count = 4
+    batch: Batch = 128
+    steps: Count = 200
+    muon_lr: Rate = 4e-3
+    adam_lr: Rate = 3e-3
 
 
 class TransformerConfig(Config):
     """Stage 3: the DiT by flow matching, together with the text encoder."""
 
-    num_heads: int = 4
-    head_dim: int = 32
-    ffn_dim: int = 512
-    num_layers: int = 6
-    freq_dim: int = 64
-    num_clips: int = 16384
-    batch: int = 128
-    steps: int = 3600
-    muon_lr: float = 4e-3
-    adam_lr: float = 2e-3
-    warmup: int = 100
-    decay_share: float = 0.45
-    ema_decay: float = 0.99
-    timestep_shift: float = 2.0
-    caption_dropout: float = 0.1
-    attribute_dropout: float = 0.1
-    save_every: int = 100
+    num_heads: Count = 4
+    head_dim: Count = 32
+    ffn_dim: Count = 512
+    num_layers: Count = 6
+    freq_dim: Count = 64
+    num_clips: NumClips = 16384
+    batch: Batch = 128
+    steps: Count = 5000
+    muon_lr: Rate = 4e-3
+    adam_lr: Rate = 2e-3
+    warmup: Annotated[int, Field(ge=0)] = 100
+    decay_share: Share = 0.45
+    ema_decay: Share = 0.99
+    timestep_shift: Rate = 2.0
+    caption_dropout: Share = 0.1
+    attribute_dropout: Share = 0.1
+    save_every: Count = 100
 
 
 class BuildConfig(Config):
     """The whole recipe; the defaults are the shipped weights'."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     vae: VaeConfig = VaeConfig()
     text: TextConfig = TextConfig()
     transformer: TransformerConfig = TransformerConfig()

@@ -9,15 +9,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed
 
 from latentloom.micro.attributes import Attributes, split
-from latentloom.micro.config import NUM_PROCESSES, VaeConfig
+from latentloom.micro.config import CLIPS_AT_ONCE, NUM_PROCESSES, VaeConfig
 from latentloom.micro.loop import step_generator
 from latentloom.micro.train_vae import encode_mean, make_vae
 from latentloom.micro.world import draw_clips
 from latentloom.runs import track
 from latentloom.storage import atomic_write
 from latentloom.training import load_state
-
-_CLIPS_AT_ONCE = 32
 
 
 def encode_world(rank: int, num_clips: int, config: VaeConfig, seed: int, folder: Path) -> None:
@@ -26,9 +24,9 @@ def encode_world(rank: int, num_clips: int, config: VaeConfig, seed: int, folder
     choices = split("train")
     parts: list[Tensor] = []
     picks: list[Tensor] = []
-    for index in track(num_clips // NUM_PROCESSES // _CLIPS_AT_ONCE, "encode clips"):
+    for index in track(num_clips // NUM_PROCESSES // CLIPS_AT_ONCE, "encode clips"):
         generator = step_generator(seed + 2, index, rank)
-        chosen = torch.randint(len(choices), (_CLIPS_AT_ONCE,), generator=generator)
+        chosen = torch.randint(len(choices), (CLIPS_AT_ONCE,), generator=generator)
         clips = draw_clips([choices[pick] for pick in chosen.tolist()], generator)
         with torch.no_grad():
             parts.append(encode_mean(vae, clips * 2 - 1))
