@@ -31,7 +31,7 @@ def take_step(loss: Tensor, modules: Sequence[nn.Module], optimizers: Sequence[O
 
 
 class Curve:
-    """Measures by step, one JSON line each; a resumed run drops the lines past its first step.
+    """Measures by step, one JSON line each; a resumed run drops the lines past its first step. One process writes it.
 
     Args:
         path: the file, made when the first line is written.

@@ -2,6 +2,7 @@
 
 from latentloom.micro.attributes import UNSEEN_PAIRS
 from latentloom.micro.config import BuildConfig
+from latentloom.wan import facts
 
 _CARD = """\
 ---
@@ -21,11 +22,11 @@ pixels.
 |---|---|
 {parts}
 
-- Clips: 48 x 48 pixels, 9 frames, 8 frames per second.
+- Clips: {sampling.width} x {sampling.height} pixels, {sampling.num_frames} frames, {sampling.fps} frames per second.
 - It knows six colours, four shapes, two sizes, five motions and three backgrounds in the words of the seen lexicon
   (`latentloom.micro.lexicon`). It has never read the unseen and the telegraphic lexicon, a tenth of the attribute
   combinations, or the pairs {pairs}.
-- Sampling: UniPC, 10 steps, shift 3, guidance 3.
+- Sampling: UniPC, {sampling.steps} steps, shift {sampling.shift:g}, guidance {sampling.guidance:g}.
 - Training data are drawn by the code; no picture, video or text of anyone is in them.
 """
 
@@ -39,6 +40,7 @@ def model_card(config: BuildConfig, num_parameters: dict[str, int]) -> str:
     """
     return _CARD.format(
         seed=config.seed,
+        sampling=facts.get("micro"),
         parts="\n".join(f"| {name} | {count:,} |" for name, count in num_parameters.items()),
         pairs=" and ".join(" ".join(pair) for pair in UNSEEN_PAIRS),
     )

@@ -51,7 +51,7 @@ def train_text(rank: int, config: TextConfig, seed: int, folder: Path) -> None:
     heads = nn.ModuleDict({name: nn.Linear(config.d_model, len(values) + 1) for name, values in VALUES.items()})
     optimizers = make_optimizers([encoder, heads], muon_lr=config.muon_lr, adam_lr=config.adam_lr)
     clips = split("train")
-    curve = Curve(folder / "text.jsonl", 0)
+    curve = Curve(folder / "text.jsonl", 0) if rank == 0 else None
     for step in track(config.steps, "text encoder"):
         set_learning_rate(optimizers, trapezoid(step, config.steps, warmup=20))
         generator = step_generator(seed + 1, step, rank)
@@ -61,7 +61,7 @@ def train_text(rank: int, config: TextConfig, seed: int, folder: Path) -> None:
         said = [parse(text) for text in captions]
         losses = {name: F.cross_entropy(head(pooled), _classes(said, name)) for name, head in heads.items()}
         take_step(torch.stack(list(losses.values())).mean(), [encoder, heads], optimizers)
-        if rank == 0:
+        if curve is not None:
             curve.append(step, **{name: loss.item() for name, loss in losses.items()})
     if rank == 0:
         save_state(folder / "text.safetensors", config.steps, {"text": encoder}, [])

@@ -65,7 +65,7 @@ def train_transformer(rank: int, config: BuildConfig, folder: Path) -> None:
     latents, shown = load_latents(folder)
     mean, deviation = (torch.tensor(values).view(-1, 1, 1, 1) for values in latent_statistics(latents))
     latents = (latents - mean) / deviation
-    curve = Curve(folder / "transformer.jsonl", first)
+    curve = Curve(folder / "transformer.jsonl", first) if rank == 0 else None
     for step in track(range(first, settings.steps), "DiT"):
         factor = trapezoid(step, settings.steps, warmup=settings.warmup, decay_share=settings.decay_share)
         set_learning_rate(optimizers, factor)
@@ -84,7 +84,7 @@ def train_transformer(rank: int, config: BuildConfig, folder: Path) -> None:
         take_step(loss, [transformer, encoder], optimizers)
         for average, module in zip(averages, (transformer, encoder), strict=True):
             average.update(module)
-        if rank == 0:
+        if curve is not None:
             curve.append(step, loss=loss.item(), learning_rate=factor)
             if (step + 1) % settings.save_every == 0:
                 save_state(state_file, step + 1, parts, optimizers)

@@ -58,7 +58,7 @@ def train_vae(rank: int, config: VaeConfig, seed: int, folder: Path) -> None:
     state_file = folder / "vae_state.safetensors"
     first = load_state(state_file, parts, optimizers) if state_file.exists() else 0
     num_steps = config.crop_steps + config.clip_steps
-    curve = Curve(folder / "vae.jsonl", first)
+    curve = Curve(folder / "vae.jsonl", first) if rank == 0 else None
     for step in track(range(first, num_steps), "VAE"):
         crops = step < config.crop_steps
         vae.encoder.requires_grad_(crops)
@@ -70,7 +70,7 @@ def train_vae(rank: int, config: VaeConfig, seed: int, folder: Path) -> None:
         loss, measures = _loss(vae, clips, weight, generator)
         take_step(loss, [vae], optimizers)
         average.update(vae)
-        if rank == 0:
+        if curve is not None:
             curve.append(step, **measures)
             if (step + 1) % config.save_every == 0:
                 save_state(state_file, step + 1, parts, optimizers)
