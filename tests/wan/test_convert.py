@@ -163,6 +163,15 @@ def test_a_folder_that_is_no_checkpoint_is_never_replaced(tiny_checkpoint: Path,
         convert(tiny_checkpoint, tiny_checkpoint.parent, "official", overwrite=True)
 
 
+@pytest.mark.parametrize("inside", ["transformer", "tokenizer/new"])
+def test_a_target_inside_the_source_is_refused(tiny_checkpoint: Path, tmp_path: Path, inside: str) -> None:
+    root = Path(shutil.copytree(tiny_checkpoint, tmp_path / "source"))
+    before = sorted(root.rglob("*"))
+    with pytest.raises(FileError, match="lies inside the source"):
+        convert(root, root / inside, "official", overwrite=True)
+    assert sorted(root.rglob("*")) == before
+
+
 def test_an_incomplete_source_leaves_nothing_behind(tiny_checkpoint: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(tiny_checkpoint, tmp_path / "source"))
     file = root / "transformer" / "diffusion_pytorch_model.safetensors"

@@ -248,6 +248,8 @@ def _refuse_target(source: Path, target: Path, overwrite: bool) -> None:
     here, there = source.resolve(), target.resolve()
     if here == there or there in here.parents:
         raise FileError(f"{target} holds the source {source}; give another folder")
+    if here in there.parents:  # it could take the place of a part of what is being read
+        raise FileError(f"{target} lies inside the source {source}; give a folder outside it")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not overwrite:
