@@ -195,6 +195,25 @@ def test_a_declared_model_brings_its_sampling_defaults_and_its_own_sizes(tiny_ch
     assert (found.transformer.dim, found.transformer.num_heads) == (24, 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", "[]"),
+        ("tokenizer.json", '{"version": 1'),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["code.Mine", null]}, "tokenizer_class": "Mine"}'),
+    ],
+)
+def test_a_tokenizer_that_is_damaged_or_brings_code_is_refused_without_a_question(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+) -> None:
+    root = Path(shutil.copytree(tiny_checkpoint, tmp_path / "damaged"))
+    (root / "tokenizer" / name).write_text(content)
+    with pytest.raises(CheckpointError, match="is no tokenizer that can be read"):
+        checkpoints.load_tokenizer(root)
+    assert "[y/N]" not in capsys.readouterr().out
+
+
 def test_the_tokenizer_is_found_in_each_folder(tiny_checkpoint: Path, official_checkpoint: Path) -> None:
     for root in (tiny_checkpoint, official_checkpoint):
         assert checkpoints.load_tokenizer(root)("red circle").input_ids[-1] == 1

@@ -88,9 +88,12 @@ def load_tokenizer(root: Path) -> PreTrainedTokenizerBase:
             f"{root} holds no tokenizer; put umt5-xxl's files into its tokenizer/ or google/umt5-xxl/"
         )
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError) as cause:
-        raise CheckpointError(f"{folder} is no tokenizer that can be read: {str(cause).splitlines()[0]}") from cause
+        # Without a word on remote code, transformers would stop and ask whether to run what the folder brings.
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # A file of another form fails wherever transformers first trips over it, with errors of any kind.
+    except Exception as cause:
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        raise CheckpointError(f"{folder} is no tokenizer that can be read: {reason}; give umt5-xxl's files") from cause
 
 
 def build_empty(component: Component) -> Any:
