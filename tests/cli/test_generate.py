@@ -122,6 +122,8 @@ def test_odd_prompts_still_make_a_clip(generate, tmp_path: Path, prompt: str):
         (["red", "--steps", "0"], "steps=0 is out of range"),
         (["red", "--guidance", "high"], "--guidance high is not understood"),
         (["red", "--guidance", "1,2,3"], "--guidance 1,2,3 is not understood"),
+        (["red", "--guidance", "4,3"], "guidance=(4.0, 3.0) is for two experts"),
+        (["red", "--guidance", "1", "--negative-prompt", "blue"], "--negative-prompt has no effect without guidance"),
         (["red", "--guidance", "nan"], "guidance=(nan, nan) is out of range"),
         (["red", "--seed", "-1"], "seed=-1 is out of range"),
         (["red", "--seed", "1", "--seed", "2"], "2 seeds were given for 1 clips"),
@@ -133,6 +135,7 @@ def test_odd_prompts_still_make_a_clip(generate, tmp_path: Path, prompt: str):
         (["--prompts", "missing.txt"], "missing.txt"),
         (["red", "--embeddings", "x.safetensors"], "both given"),
         (["red", "--device", "abacus"], "abacus"),
+        (["red", "--device", "meta"], "device 'meta'; give cpu"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(

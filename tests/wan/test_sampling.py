@@ -119,6 +119,11 @@ def test_settings_out_of_range_are_refused(wrong: dict, message: str):
         settings(**wrong)
 
 
+def test_two_guidance_scales_are_refused_where_the_second_would_be_ignored():
+    with pytest.raises(ConfigError, match=r"guidance=\(4.0, 3.0\) is for two experts"):
+        SamplingSettings.for_model(facts.get("ti2v-5b"), guidance=(4.0, 3.0))
+
+
 def test_settings_take_the_models_defaults_and_one_guidance_serves_both_experts():
     assert SamplingSettings.for_model(facts.get("t2v-a14b")) == SamplingSettings(40, 12.0, (4.0, 3.0))
     assert SamplingSettings.for_model(facts.get("t2v-a14b"), guidance=2.0).guidance == (2.0, 2.0)

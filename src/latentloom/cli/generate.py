@@ -75,6 +75,8 @@ def command(
     root = checkpoint_or_default(ckpt_root)
     with clock.time("load"):
         plan = Plan.for_model(root, seeds, (num_frames, height, width), steps, guidance, shift, sampler)
+        if negative_prompt and not plan.settings.is_guided:
+            raise ConfigError("--negative-prompt has no effect without guidance; drop it, or give --guidance above 1")
         from latentloom.wan.pipeline import WanPipeline
 
         pipeline = WanPipeline.load(root, torch_dtype(dtype), device, offload, fp8)

@@ -48,7 +48,7 @@ def choose_device(name: str | None = None) -> torch.device:
     present = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= present:
         raise ConfigError(f"device {name!r}; this machine has {present} CUDA devices, give cpu or another number")
-    if device.type not in ("cpu", "cuda", "meta"):
+    if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device {name!r}; give cpu, cuda or cuda:<number>")
     return device
 

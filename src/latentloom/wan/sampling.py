@@ -84,7 +84,13 @@ class SamplingSettings:
         sampler: str = "unipc",
         batched_guidance: bool = False,
     ) -> SamplingSettings:
-        """The settings asked for, with the model's default where they are None; one guidance serves both experts."""
+        """The settings asked for, with the model's default where they are None; one guidance serves both experts.
+
+        Raises:
+            ConfigError: a number is out of range, or two guidance scales for a model that is not two experts.
+        """
+        if isinstance(guidance, tuple) and facts.boundary is None:
+            raise ConfigError(f"guidance={guidance} is for two experts, and {facts.title} is one model; give one scale")
         scale = facts.guidance if guidance is None else guidance
         return cls(
             steps=facts.steps if steps is None else steps,
