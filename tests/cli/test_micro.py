@@ -89,6 +89,7 @@ def test_the_same_seed_gives_the_same_score(score, tmp_path):
         (["--sets", "verbose,"], "unknown prompt set ''"),
         (["--num-prompts", "0"], "num-prompts"),
         (["--seed", "-1"], "seed"),
+        (["--seed", "99999999999999"], "seed"),
         (["--prompts", "missing.txt"], "missing.txt"),
         (["--prompts", "empty.txt"], "empty.txt holds no prompt"),
         (["--prompts", "cats.txt"], "'a cat' mentions no attribute"),

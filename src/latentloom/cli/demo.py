@@ -13,7 +13,7 @@ from latentloom.cli.stopwatch import Stopwatch
 def command(
     out: Annotated[Path, typer.Option("--out", file_okay=False, help="Folder of the report.")] = Path("reports/demo"),
     num_prompts: Annotated[int, typer.Option("--num-prompts", min=1, help="Prompts of each set.")] = 24,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Start of all randomness.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Start of all randomness.")] = 0,
     json_file: JsonOption = None,
 ) -> None:
     """Generate clips for prompts in known and in unknown words, read what they show, and write a report."""

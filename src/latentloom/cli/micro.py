@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="MicroWan, the embedded default model: build, score, read, draw.", add_completion=False)
 
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Start of all randomness.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Start of all randomness.")]
 
 
 @app.command()
