@@ -200,6 +200,18 @@ def test_a_file_from_the_command_line_that_cannot_be_opened_is_the_users_mistake
         assert said(capsys)[1].startswith(f"latentloom: {missing}: No such file or directory")
 
 
+@pytest.mark.parametrize("spelling", ["{file}/reports/new", "{file}//reports/./new", "--out={file}/reports/new"])
+def test_a_path_through_a_file_is_the_users_mistake_however_it_is_spelled(probe, capsys, tmp_path, spelling):
+    def body(folder: Annotated[Path | None, typer.Argument()] = None, out: Path | None = None) -> None:
+        """Make a folder."""
+        (folder or out or Path()).mkdir(parents=True)
+
+    probe(body)
+    (tmp_path / "file").write_text("")
+    assert run(["probe", spelling.format(file=tmp_path / "file")]) == 2
+    assert said(capsys)[1].startswith(f"latentloom: {tmp_path / 'file' / 'reports'}")
+
+
 def test_a_file_that_the_user_never_named_is_a_bug(probe):
     def body() -> None:
         """Read a file of our own."""

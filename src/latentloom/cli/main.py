@@ -6,6 +6,7 @@ Exit codes: 0 done; 2 the user's mistake, said in one line; 1 a bug, with its tr
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
@@ -153,6 +154,7 @@ def _refused_value(mistake: typer.TyperException) -> str:
 
 
 def _is_about_an_argument(error: OSError, arguments: Sequence[str]) -> bool:
-    """Whether the file that failed is one that the command line names, alone or as `--option=path`."""
-    named = {part for argument in arguments for part in (argument, argument.partition("=")[2])}
-    return isinstance(error.filename, str) and error.filename in named
+    """Whether what failed is a path of the command line, alone or as `--option=path`, or lies on the way to it."""
+    named = (part for argument in arguments for part in (argument, argument.partition("=")[2]) if part)
+    failed = error.filename
+    return isinstance(failed, str) and any(PurePath(path).is_relative_to(failed) for path in named)
