@@ -106,6 +106,8 @@ def test_a_run_is_found_by_the_beginning_of_its_id(tmp_path):
         find_run(tmp_path, "20")
     with pytest.raises(FileError, match=f"the nearest is '{second.path.name}'"):
         find_run(tmp_path, second.path.name.replace("two", "twin"))
+    with pytest.raises(FileError, match="nowhere is not a folder"):
+        find_run(tmp_path / "nowhere", "20")
     (first.path / "record.json").write_text("[]")
     with pytest.raises(CorruptFileError, match="is damaged"):
         find_run(tmp_path, first.path.name)

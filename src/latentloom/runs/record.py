@@ -68,9 +68,7 @@ def list_runs(root: Path | str) -> list[RunRecord]:
     Raises:
         FileError: no such folder.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise FileError(f"{root} is not a folder; give the folder that holds the runs")
+    root = _existing_root(root)
     records = []
     for path in root.glob(f"*/{RECORD_NAME}"):
         try:
@@ -84,19 +82,28 @@ def find_run(root: Path | str, run_id: str) -> RunRecord:
     """The record of the run whose id is, or alone begins with, `run_id`.
 
     Raises:
-        FileError: no such run (the nearest is named), or several begin so.
+        FileError: no such folder, no such run (the nearest is named), or several begin so.
         CorruptFileError: its record is damaged.
     """
-    root = Path(root)
+    root = _existing_root(root)
     ids = sorted(path.parent.name for path in root.glob(f"*/{RECORD_NAME}"))
     matches = [run_id] if run_id in ids else [known for known in ids if run_id and known.startswith(run_id)]
     if len(matches) == 1:
         return RunRecord.read(root / matches[0])
     if matches:
-        raise FileError(f"{len(matches)} runs in {root} begin with {run_id!r}: {', '.join(matches[:5])}")
+        raise FileError(
+            f"{len(matches)} runs in {root} begin with {run_id!r}: {', '.join(matches[:5])}; give more of the id"
+        )
     nearest = get_close_matches(run_id, ids, n=1, cutoff=0)
     hint = f"the nearest is {nearest[0]!r}" if nearest else "it holds no runs"
     raise FileError(f"no run {run_id!r} in {root}; {hint}")
+
+
+def _existing_root(root: Path | str) -> Path:
+    root = Path(root)
+    if not root.is_dir():
+        raise FileError(f"{root} is not a folder; give the folder that holds the runs")
+    return root
 
 
 def _plain(value: Any) -> Any:
