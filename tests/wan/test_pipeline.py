@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline as ReferencePipeline
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
+from transformers import UMT5Config, UMT5EncoderModel
 
-from latentloom.errors import ConfigError, PromptError
+from latentloom.errors import CheckpointError, ConfigError, PromptError
 from latentloom.tensors import TextEmbeddings, VideoLatents
 from latentloom.wan.pipeline import WanPipeline
 
@@ -243,3 +245,27 @@ def test_an_unknown_offload_mode_is_refused(tiny_checkpoint: Path):
 def test_decoding_in_batches_gives_the_same_frames(pipeline: WanPipeline):
     latents = VideoLatents(torch.randn(3, 4, 2, 2, 2, generator=torch.Generator().manual_seed(0)))
     assert torch.equal(pipeline.decode(latents), pipeline.decode(latents, batch_size=2))
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("vae", "latents of 4 channels, its text encoder and vae give 16 and 8"),
+        ("text_encoder", "takes text of 16 .* give 32 and 4"),
+        ("tokenizer", "words and its text encoder 5"),
+    ],
+)
+def test_parts_of_several_models_are_refused_before_anything_is_sampled(
+    tiny_checkpoint: Path, tmp_path: Path, part: str, message: str
+):
+    root = Path(shutil.copytree(tiny_checkpoint, tmp_path / "mixed"))
+    encoder: dict[str, Any] = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    if part == "vae":
+        config = AutoencoderKLWan.from_pretrained(root / "vae").config
+        wider = {"z_dim": 8, "latents_mean": [0.0] * 8, "latents_std": [1.0] * 8}
+        AutoencoderKLWan(**{**config, **wider}).save_pretrained(root / "vae")
+    else:
+        other = {"d_model": 32} if part == "text_encoder" else {"vocab_size": 5}
+        UMT5EncoderModel(UMT5Config(**{**encoder, **other})).save_pretrained(root / "text_encoder")
+    with pytest.raises(CheckpointError, match=message):
+        WanPipeline.load(root, device="cpu")

@@ -81,7 +81,7 @@ class WanPipeline:
             fp8: store the transformer in float8.
 
         Raises:
-            CheckpointError: the folder is no Wan checkpoint, or parts are missing.
+            CheckpointError: the folder is no Wan checkpoint, or parts are missing or do not fit together.
             ConfigError: an unknown offload mode.
         """
         if offload not in ("none", "group"):
@@ -92,6 +92,7 @@ class WanPipeline:
         rest = torch.device("cpu") if offload == "group" else where
         facts = facts_of(root)
         tokenizer = checkpoints.load_tokenizer(root)
+        _refuse_parts_of_several_models(checkpoints.recognise(root), len(tokenizer))
         encoder = checkpoints.load_text_encoder(root, dtype=dtype, device=rest)
         vae = checkpoints.load_vae(root, dtype=torch.float32, device=rest)
         experts = []
@@ -295,3 +296,21 @@ def facts_of(root: Path) -> ModelFacts:
     if facts is None:
         raise CheckpointError(f"{root} has no transformer; give the folder of a whole Wan checkpoint")
     return facts
+
+
+def _refuse_parts_of_several_models(found: checkpoints.Checkpoint, num_words: int) -> None:
+    """A folder that gathers files of several models must not fail after the sampling."""
+    experts = [part.derived_config for part in found.components if part.role == "transformer"]
+    encoder = found.component("text_encoder").derived_config
+    channels = found.component("vae").derived_config["z_dim"]
+    if num_words > encoder["vocab_size"]:
+        raise CheckpointError(
+            f"{found.root}: its tokenizer has {num_words} words and its text encoder {encoder['vocab_size']}; "
+            "give parts of one model"
+        )
+    for dims in experts:
+        if (dims["text_dim"], dims["in_channels"]) != (encoder["d_model"], channels):
+            raise CheckpointError(
+                f"{found.root}: its transformer takes text of {dims['text_dim']} and latents of {dims['in_channels']} "
+                f"channels, its text encoder and vae give {encoder['d_model']} and {channels}; give parts of one model"
+            )
