@@ -20,7 +20,7 @@ def test_a_row_per_set_with_percent_intervals_and_a_guess(capsys):
     header, *rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert header[:2] == ["prompts", "n"]
     assert [word for word in header[2:] if word != "%"] == [*VALUES, "all"]
-    assert rows[0][:4] == ["verbose", "100", "95.0", "(88.8-97.8)"]
+    assert rows[0][:4] == ["verbose", "100", "95.0", "(89-98)"]
     assert rows[0].count("95.0") == 5
     assert rows[0].count("-") == 1  # nothing asked for motion
     assert rows[1][:5] == ["by", "hand", "7", "0.0", "(0.0-35.4)"]

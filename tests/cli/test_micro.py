@@ -58,7 +58,7 @@ def test_score_shows_every_set_as_a_row_and_the_ceiling_of_the_reader(score, cap
     for name in [*PROMPT_SETS, "a guess"]:
         assert sum(row.startswith(name) for row in rows) == 1, name
     drawn = next(row for row in rows if row.startswith("drawn "))
-    assert drawn.count("100.0 (20.7-100.0)") == 6
+    assert drawn.count("100.0 (21-100)") == 6
 
 
 def test_score_takes_prompts_of_ones_own(score, tmp_path, capsys):

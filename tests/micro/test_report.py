@@ -40,7 +40,7 @@ def test_a_report_is_one_page_that_needs_no_network(evaluations, tmp_path):
 
 def test_a_report_shows_every_figure_with_its_interval_and_a_guess(evaluations, tmp_path):
     html = write_report(evaluations, 8, tmp_path, "x").read_text("utf-8")
-    assert "100.0 (64.6-100.0)" in html  # 7 of 7
+    assert "100.0 (65-100)" in html  # 7 of 7
     assert "16.7" in html  # a guess of six colours
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", html)
     row = cells[cells.index("by hand") :][:8]
@@ -86,6 +86,6 @@ def test_a_clip_is_described_by_what_it_shows_instead(listener):
 
 
 def test_an_accuracy_is_written_in_percent_or_not_at_all():
-    assert format_accuracy(Accuracy(95, 100)) == "95.0 (88.8-97.8)"
-    assert format_accuracy(Accuracy(0, 7)) == "0.0 (0.0-35.4)"
+    assert format_accuracy(Accuracy(95, 100)) == "95.0 (89-98)"
+    assert format_accuracy(Accuracy(0, 7)) == "0.0 (0-35)"
     assert format_accuracy(Accuracy(0, 0)) is None

@@ -8,14 +8,14 @@ from latentloom.micro.report import write_report
 from latentloom.micro.score import PROMPT_SETS, prompt_set
 from latentloom.wan.pipeline import WanPipeline
 
-_INTRODUCTION = """\
-MicroWan makes one clip for each prompt below; the attributes of every clip are then read from its pixels and compared
-with what the prompt asked for. The sets ask for the same things in different words and start from the same noise, so
-what differs between them is only how well the model listens.
-
-Verbose and terse prompts use words that MicroWan was trained on, for combinations of attributes that it never saw.
-Unseen synonyms and telegraphic prompts use words that it never read: what they lose is the room that the systems of
-LatentLoom work in. Unseen pairs ask for colours of shapes that never occurred together."""
+_INTRODUCTION = (
+    "MicroWan makes one clip for each prompt below; the attributes of every clip are then read from its pixels and "
+    "compared with what the prompt asked for. The sets ask for the same things in different words and start from the "
+    "same noise, so what differs between them is only how well the model listens.\n\n"
+    "Verbose and terse prompts use words that MicroWan was trained on, for combinations of attributes that it never "
+    "saw. Unseen synonyms and telegraphic prompts use words that it never read: what they lose is the room that the "
+    "systems of LatentLoom work in. Unseen pairs ask for colours of shapes that never occurred together."
+)
 
 
 def run_demo(folder: Path, num_prompts: int, seed: int = 0) -> list[Evaluation]:

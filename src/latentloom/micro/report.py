@@ -13,7 +13,7 @@ from latentloom.runs import Report
 from latentloom.storage import write_contact_sheet
 
 _ROWS_SHOWN = 6
-_STRIPS_PER_SET = 2
+_STRIPS_PER_SET = 1
 _FRAMES_PER_STRIP = 5
 
 
@@ -106,7 +106,7 @@ def format_accuracy(accuracy: Accuracy) -> str | None:
     if not accuracy.total:
         return None
     low, high = accuracy.interval
-    return f"{100 * accuracy.share:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+    return f"{100 * accuracy.share:.1f} ({100 * low:.0f}-{100 * high:.0f})"
 
 
 def _comparable(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
