@@ -147,6 +147,19 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("option", ["--out", "--json"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_sampled(
+    generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
+):
+    def never(*_, **__):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("latentloom.wan.pipeline.WanPipeline.load", never)
+    (tmp_path / "file").write_text("")
+    assert generate(PROMPT, "--out", tmp_path / "clip.mp4", option, tmp_path / "file" / "x.mp4") == 2
+    assert "cannot write" in refusal(capsys)
+
+
 def test_prompt_files_that_hold_no_text_are_refused(generate, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     empty, binary = tmp_path / "empty.txt", tmp_path / "binary.txt"
     empty.write_text("\n \n")

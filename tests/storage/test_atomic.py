@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentloom.errors import FileError
-from latentloom.storage import atomic_write, write_json, write_text
+from latentloom.storage import atomic_write, replace_folder, require_writable, write_json, write_text
 
 
 @given(old=st.text(), new=st.text(), error=st.sampled_from([ValueError, KeyboardInterrupt]))
@@ -38,9 +38,34 @@ def test_places_that_cannot_be_written_are_the_users_mistake(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     for place in (tmp_path / "file" / "below.txt", tmp_path / "folder", "/dev/null"):
-        with pytest.raises(FileError) as error:
-            write_text(place, "x")
-        assert "\n" not in str(error.value)
+        for attempt in (lambda place=place: write_text(place, "x"), lambda place=place: require_writable(place)):
+            with pytest.raises(FileError) as error:
+                attempt()
+            assert "\n" not in str(error.value)
+
+
+def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path):
+    write_text(tmp_path / "kept.txt", "x")
+    require_writable(tmp_path / "kept.txt")
+    require_writable(tmp_path / "to" / "be" / "made.mp4")
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path, error):
+    write_text(tmp_path / "weights" / "old.txt", "x")
+
+    def fail() -> None:
+        with replace_folder(tmp_path / "weights") as folder:
+            write_text(folder / "new.txt", "x")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert [path.name for path in tmp_path.rglob("*")] == ["weights", "old.txt"]
+    with replace_folder(tmp_path / "weights") as folder:
+        write_text(folder / "new.txt", "x")
+    assert [path.name for path in tmp_path.rglob("*")] == ["weights", "new.txt"]
 
 
 def test_json_stays_json_when_a_number_is_not_finite(tmp_path):

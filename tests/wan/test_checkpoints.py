@@ -66,7 +66,9 @@ def test_an_official_text_encoder_gives_what_transformers_gives(
 @pytest.mark.parametrize("is_residual", [False, True], ids=["wan2.1", "wan2.2"])
 def test_an_official_vae_gives_what_diffusers_gives(is_residual: bool, tmp_path: Path) -> None:
     torch.manual_seed(2)
-    channels: dict[str, Any] = {"in_channels": 12, "out_channels": 12, "patch_size": 2} if is_residual else {}
+    channels: dict[str, Any] = {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
+    if is_residual:
+        channels |= {"in_channels": 12, "out_channels": 12, "patch_size": 2}
     theirs = AutoencoderKLWan(base_dim=4, z_dim=4, num_res_blocks=1, is_residual=is_residual, **channels).eval()
     theirs.save_pretrained(tmp_path / "diffusers" / "vae")
     convert(tmp_path / "diffusers", tmp_path / "official", "official")
@@ -247,6 +249,17 @@ def test_a_config_that_contradicts_the_tensors_does_not_decide_what_is_built(
     (root / "transformer" / "config.json").write_text(json.dumps({**config, "num_layers": 10**9}))
     with pytest.raises(CheckpointError, match="says num_layers = 1000000000, its tensors say 2"):
         checkpoints.load_transformer(root)
+
+
+@pytest.mark.parametrize("name", ["latents_mean", "latents_std"])
+def test_latent_statistics_for_another_number_of_channels_are_refused(
+    tiny_checkpoint: Path, tmp_path: Path, name: str
+) -> None:
+    root = Path(shutil.copytree(tiny_checkpoint, tmp_path / "short"))
+    config = json.loads((root / "vae" / "config.json").read_text())
+    (root / "vae" / "config.json").write_text(json.dumps({**config, name: [0.5]}))
+    with pytest.raises(CheckpointError, match=f"gives 1 values of {name} for {config['z_dim']} latent channels"):
+        checkpoints.load_vae(root)
 
 
 def test_scaled_fp8_weights_are_refused_by_name(scratch: Path) -> None:

@@ -28,6 +28,7 @@ from latentloom.cli.sampling import (
 )
 from latentloom.cli.stopwatch import Stopwatch
 from latentloom.errors import ConfigError
+from latentloom.storage import require_writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +72,8 @@ def command(
     clock = Stopwatch()
     captions, embeddings = read_inputs(prompts, prompts_file, embeddings_file)
     files = clip_files(out, len(captions))
+    for file in files:
+        require_writable(file)
     seeds = seeds_per_clip(seed, len(captions))
     root = checkpoint_or_default(ckpt_root)
     with clock.time("load"):

@@ -10,6 +10,8 @@ from typing import Annotated, Any, TextIO
 import typer
 from pydantic_core import to_json
 
+from latentloom.storage import require_writable
+
 
 def emit_json(target: str | None, payload: Mapping[str, Any]) -> None:
     """Write what a command measured to where `--json` says; without `--json` nothing happens.
@@ -45,6 +47,8 @@ def _reserve_stdout(context: Any, target: str | None) -> str | None:
         context.call_on_close(lambda: _reserved_stdout.reset(token))
     elif target is not None and Path(target).is_dir():
         raise typer.BadParameter(f"{target} is a folder; give a file, or - for standard output")
+    elif target is not None:
+        require_writable(target)
     return target
 
 

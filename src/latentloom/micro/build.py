@@ -2,7 +2,6 @@
 
 import json
 import logging
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from latentloom.micro.train_text import make_text_encoder, train_text
 from latentloom.micro.train_transformer import make_transformer, train_transformer
 from latentloom.micro.train_vae import train_vae
 from latentloom.runs import RunFolder, launch_processes, to_toml
-from latentloom.storage import write_json, write_text
+from latentloom.storage import replace_folder, write_json, write_text
 from latentloom.training import load_state
 from latentloom.wan import facts
 
@@ -108,9 +107,7 @@ def export(config: BuildConfig, work: Path, out: Path) -> None:
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=defaults.shift
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
-        new = Path(temporary) / "weights"
+    with replace_folder(out) as new:
         parts = {"text_encoder": text, "transformer": transformer, "vae": vae}
         for name, module in parts.items():
             module.to(torch.float16).save_pretrained(new / name)
@@ -123,9 +120,6 @@ def export(config: BuildConfig, work: Path, out: Path) -> None:
             raise ConfigError(
                 f"these settings give {size / 1e6:.1f} MB of weights, more than {LARGEST_SIZE / 1e6:.0f}: shrink them"
             )
-        if out.exists():
-            out.rename(Path(temporary) / "previous")
-        new.rename(out)
     logger.info("wrote %s, %.1f MB", out, size / 1e6)
 
 

@@ -16,6 +16,8 @@ __all__ = [
     "read_npz",
     "read_pt",
     "read_video",
+    "replace_folder",
+    "require_writable",
     "save_module",
     "save_object",
     "write_contact_sheet",
@@ -33,6 +35,8 @@ _MODULES = {
     "read_npz": "foreign",
     "read_pt": "foreign",
     "read_video": "video",
+    "replace_folder": "atomic",
+    "require_writable": "atomic",
     "save_module": "modules",
     "save_object": "objects",
     "write_contact_sheet": "contact_sheet",
@@ -42,7 +46,7 @@ _MODULES = {
 }
 
 if TYPE_CHECKING:
-    from latentloom.storage.atomic import atomic_write, write_json, write_text
+    from latentloom.storage.atomic import atomic_write, replace_folder, require_writable, write_json, write_text
     from latentloom.storage.contact_sheet import write_contact_sheet
     from latentloom.storage.foreign import read_npz, read_pt
     from latentloom.storage.header import read_header

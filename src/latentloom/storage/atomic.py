@@ -4,9 +4,11 @@ import json
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from latentloom.errors import FileError
 
@@ -21,8 +23,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         FileError: the place cannot be written to, or `path` is something other than a file.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
-        raise FileError(f"{path} exists and is not a file; give another name to write to")
+    _refuse_other_kinds(path)
     temporary = path.with_name(f".{secrets.token_hex(6)}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +40,50 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def replace_folder(path: Path | str) -> Iterator[Path]:
+    """A new folder beside `path` that takes its place on success and is removed on failure.
+
+    What stood at `path` is deleted only when the new folder is in its place.
+
+    Raises:
+        FileError: the place cannot be written to.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+    replaced = temporary.with_suffix(".replaced")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror}; give a folder that can be written to") from error
+    try:
+        yield temporary
+        if path.exists():
+            path.rename(replaced)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def require_writable(path: Path | str) -> None:
+    """Return if a file could be written at `path`; hours of work should not end with finding that it cannot.
+
+    Raises:
+        FileError: the place cannot be written to, or `path` is something other than a file.
+    """
+    path = Path(path)
+    _refuse_other_kinds(path)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror}; give a folder that can be written to") from error
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Write `text` as UTF-8."""
     with atomic_write(path) as temporary:
@@ -48,6 +93,11 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: object) -> None:
     """Write `value` as indented JSON; numbers that JSON does not know (NaN, infinities) become null."""
     write_text(path, json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise FileError(f"{path} exists and is not a file; give another name to write to")
 
 
 def _flush_to_disk(path: Path) -> None:

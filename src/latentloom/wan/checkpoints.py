@@ -137,6 +137,13 @@ def _refuse_other_sizes(component: Component) -> None:
                 f"{component.shards.files[0]}: the config of the {component.role} says {name} = {given}, "
                 f"its tensors say {value}"
             )
+    for name in ("latents_mean", "latents_std"):
+        given = component.config.get(name)
+        if given is not None and len(given) != derived["z_dim"]:
+            raise CheckpointError(
+                f"{component.shards.files[0]}: the config of the vae gives {len(given)} values of {name} "
+                f"for {derived['z_dim']} latent channels; give one for each"
+            )
 
 
 # patch_size: the transformer's is fixed by its first convolution's shape, which is checked later; the VAE's is a guess.

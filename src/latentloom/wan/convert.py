@@ -8,10 +8,8 @@ conversions give back what there was.
 from __future__ import annotations
 
 import logging
-import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +18,7 @@ import torch
 from torch import Tensor
 
 from latentloom.errors import CheckpointError, ConfigError, FileError, LatentLoomError
-from latentloom.storage import write_json
+from latentloom.storage import replace_folder, write_json
 from latentloom.wan.checkpoints import build_empty
 from latentloom.wan.keys_transformer import official_transformer_config
 from latentloom.wan.layouts import (
@@ -70,7 +68,7 @@ def convert(
     _refuse_target(Path(source), Path(target), overwrite)
     for component in components:
         build_empty(component)
-    with _new_folder(Path(target)) as folder:
+    with replace_folder(target) as folder:
         for component in components:
             log.info("writing the %s", component.title)
             _WRITERS[layout](folder, component, found, on_bytes)
@@ -258,24 +256,3 @@ def _refuse_target(source: Path, target: Path, overwrite: bool) -> None:
         recognise(target)
     except LatentLoomError as cause:
         raise FileError(f"{target} exists and is no checkpoint, so it is not replaced; give another folder") from cause
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its place on success and is removed on failure."""
-    temporary = target.parent / f".{target.name}.{secrets.token_hex(6)}.partial"
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as cause:
-        raise FileError(f"cannot write {target}: {cause.strerror}; give a folder that can be written to") from cause
-    replaced = temporary.with_suffix(".replaced")
-    try:
-        yield temporary
-        if target.exists():
-            target.rename(replaced)
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if replaced.exists() and not target.exists():
-            replaced.rename(target)
-        shutil.rmtree(replaced, ignore_errors=True)
