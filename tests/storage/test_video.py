@@ -121,3 +121,18 @@ def test_a_contact_sheet_shows_every_clip_under_its_caption(tmp_path):
     assert (pixels == clips[0][0, 10, 10]).all(axis=-1).sum() > 1000
     with pytest.raises(ShapeError, match="2 clips and 1 captions"):
         write_contact_sheet(tmp_path / "sheet.png", clips, captions[:1])
+
+
+def test_a_clip_cut_anywhere_is_read_or_refused_in_one_line(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (5, 16, 16, 3), dtype=np.uint8)
+    write_video(tmp_path / "whole.mp4", frames, 8)
+    whole = (tmp_path / "whole.mp4").read_bytes()
+    refusals = []
+    for length in range(0, len(whole), max(1, len(whole) // 60)):
+        (tmp_path / "cut.mp4").write_bytes(whole[:length])
+        try:
+            read_video(tmp_path / "cut.mp4")
+        except FileError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 10
+    assert not any("\n" in refusal for refusal in refusals)

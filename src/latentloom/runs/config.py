@@ -149,8 +149,10 @@ def _unknown(cls: type[BaseModel], key: str) -> ConfigError:
     known = list(_known_keys(cls))
     if not known:
         return ConfigError(f"unknown setting {key!r}; {cls.__name__} has no settings")
-    nearest = max(known, key=lambda candidate: _likeness(key, candidate))
-    return ConfigError(f"unknown setting {key!r}; the nearest is {nearest!r}, all are: {', '.join(known)}")
+    section = key.rpartition(".")[0] + "."
+    beside = [name for name in known if name.startswith(section)] or [name for name in known if "." not in name]
+    nearest = max(known, key=lambda name: _likeness(key, name))
+    return ConfigError(f"unknown setting {key!r}; the nearest is {nearest!r}; beside it: {', '.join(beside)}")
 
 
 def _likeness(given: str, known: str) -> float:

@@ -35,13 +35,13 @@ def read_header(path: Path | str) -> dict[str, Any]:
         length = int.from_bytes(first, "little")
         if len(first) < 8 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
             raise CorruptFileError(
-                f"{path} is not a whole safetensors file: its header should be {length} bytes of {size}"
+                f"{path} ({size} bytes) is cut short or no safetensors file; download or write it again"
             )
         raw = file.read(length)
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
-        raise CorruptFileError(f"{path} is not a safetensors file: its header is not JSON") from error
+        raise CorruptFileError(f"{path} is no safetensors file: its header is not JSON; give another file") from error
     problem = _problem(header, size - 8 - length)
     if problem:
         raise CorruptFileError(f"{path} is damaged: {problem}; download or write it again")

@@ -94,13 +94,15 @@ def read_video(path: Path | str, max_bytes: int = MAX_DECODED_BYTES) -> tuple[Fr
             if not container.streams.video:
                 raise CorruptFileError(f"{path} has no pictures; give a video")
             stream = container.streams.video[0]
+            if stream.codec_context is None:  # the file was cut before it says how its pictures are coded
+                raise CorruptFileError(f"{path} does not say how its pictures are coded; make or download it again")
             _refuse_large(path, stream.width * stream.height * 3, max_bytes)
             fps = float(stream.average_rate or 1)
             for frame in container.decode(stream):
                 _refuse_large(path, (len(frames) + 1) * frame.width * frame.height * 3, max_bytes)
                 frames.append(frame.to_ndarray(format="rgb24"))
     except (FFmpegError, ValueError) as error:
-        raise CorruptFileError(f"{path} cannot be decoded: {str(error).splitlines()[0]}") from error
+        raise CorruptFileError(f"{path} cannot be decoded ({type(error).__name__}); give another file") from error
     if len({frame.shape for frame in frames}) != 1:
         raise CorruptFileError(f"{path} has no frames, or frames of several sizes; give a video of one size")
     return np.stack(frames), fps
@@ -191,7 +193,7 @@ def _read_grid(path: Path, max_bytes: int) -> tuple[Frames, float]:
             pixels = np.asarray(image.convert("RGB"))
             num_frames, fps = int(image.info.get(PNG_FRAMES, 1)), float(image.info.get(PNG_FPS, 1))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise CorruptFileError(f"{path} cannot be decoded: {str(error).splitlines()[0]}") from error
+        raise CorruptFileError(f"{path} cannot be decoded ({type(error).__name__}); give another file") from error
     if num_frames < 1 or pixels.shape[1] % num_frames:
         raise CorruptFileError(f"{path} claims {num_frames} frames in a row {pixels.shape[1]} pixels wide")
     return np.stack(np.split(pixels, num_frames, axis=1)), fps

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentloom.errors import CheckpointError, CorruptFileError
+from latentloom.errors import CheckpointError, CorruptFileError, FileError
 from latentloom.storage import read_header, read_pt
 
 # safetensors' names for the types that Wan checkpoints come in.
@@ -149,11 +149,14 @@ def read_json(file: Path) -> dict[str, Any]:
 
     Raises:
         CorruptFileError: it is not JSON, or not an object.
+        FileError: it cannot be read.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as cause:
-        raise CorruptFileError(f"{file} is not valid JSON: {cause}") from cause
+        raise CorruptFileError(f"{file} is not valid JSON: {cause}; download or write it again") from cause
+    except OSError as cause:
+        raise FileError(f"cannot read {file}: {cause.strerror}; give a checkpoint that can be read") from cause
     if not isinstance(content, dict):
         raise CorruptFileError(f"{file} holds {type(content).__name__}; a JSON object is expected")
     return content
