@@ -136,3 +136,21 @@ def test_a_clip_cut_anywhere_is_read_or_refused_in_one_line(tmp_path):
             refusals.append(str(error))
     assert len(refusals) > 10
     assert not any("\n" in refusal for refusal in refusals)
+
+
+def test_a_clip_is_encoded_in_the_same_bytes_every_time():
+    generator = np.random.default_rng(0)
+    y, x = np.mgrid[:48, :48] + 0.5
+    varying = 0
+    for _ in range(60):
+        ground, colour = generator.uniform(0, 1, (2, 3))
+        radius, (middle, start) = generator.uniform(6, 12), generator.uniform(18, 28, 2)
+        distance = [np.hypot(x - start - 1.5 * moment + 6, y - middle) - radius for moment in range(9)]
+        cover = np.clip(0.5 - np.stack(distance), 0, 1)[..., None]
+        frames = np.round(255 * (ground + (colour - ground) * cover)).astype(np.uint8)
+        encoded = set()
+        for _ in range(4):
+            _used = generator.bytes(generator.integers(1_000, 400_000))  # memory that is freed is not blank
+            encoded.add(encode_mp4(frames, 8))
+        varying += len(encoded) > 1
+    assert varying == 0
