@@ -150,7 +150,7 @@ def test_a_clip_is_encoded_in_the_same_bytes_every_time():
         frames = np.round(255 * (ground + (colour - ground) * cover)).astype(np.uint8)
         encoded = set()
         for _ in range(4):
-            _used = generator.bytes(generator.integers(1_000, 400_000))  # memory that is freed is not blank
+            _used = generator.bytes(int(generator.integers(1_000, 400_000)))  # memory that is freed is not blank
             encoded.add(encode_mp4(frames, 8))
         varying += len(encoded) > 1
     assert varying == 0
