@@ -38,8 +38,8 @@ def write_report(
         for item in evaluations
     ]
     rows.append(["a guess", None, *(f"{100 * chance(name):.1f}" for name in attributes)])
-    report.table(["prompts", "n", *(f"{name}, %" for name in attributes)], rows)
-    report.paragraph("In brackets: 95 % Wilson score interval. 'all': clips that are right in everything asked for.")
+    report.table(["prompts", "n", *attributes], rows)
+    report.paragraph("Percent; in brackets the 95 % Wilson score interval. 'all': right in everything asked for.")
     report.figure(plot_accuracy(evaluations), "Attribute accuracy by set of prompts; dotted: a guess.")
     report.heading("Clips side by side")
     for group in _comparable(evaluations):

@@ -31,7 +31,7 @@ nav a { color: var(--accent); text-decoration: none; margin-right: 1.4rem; white
 nav a:hover { text-decoration: underline; }
 .table { overflow-x: auto; margin: 1.25rem 0; }
 table { border-collapse: collapse; font-size: .925rem; min-width: 24rem; }
-th, td { text-align: left; padding: .45rem 1.6rem .45rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { text-align: left; padding: .45rem 1.2rem .45rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 550; border-bottom-width: 2px; white-space: nowrap; vertical-align: bottom; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 tbody tr:last-child td { border-bottom: 0; }
