@@ -136,7 +136,7 @@ def test_a_failed_save_leaves_the_last_good_file(saved, tmp_path):
     before = saved.read_bytes()
     run = Run(seed=0)
     run.module.register_buffer("unsavable", torch.zeros(2, device="meta"))
-    with pytest.raises((NotImplementedError, RuntimeError)):
+    with pytest.raises(NotImplementedError):
         run.save(saved, 4)
     assert saved.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
