@@ -18,6 +18,7 @@ from latentloom.tensors import TextEmbeddings, VideoLatents
 from latentloom.wan import checkpoints
 from latentloom.wan.clip_size import ClipSize, LatentGrid
 from latentloom.wan.facts import ModelFacts
+from latentloom.wan.folded_padding import fold_padding
 from latentloom.wan.offload import offload_groups, store_in_fp8
 from latentloom.wan.sampling import (
     NUM_TRAIN_TIMESTEPS,
@@ -244,18 +245,18 @@ class WanPipeline:
         self, positive: TextEmbeddings, negative: TextEmbeddings | None, settings: SamplingSettings
     ) -> Velocity:
         """The guided model as a function of latents and timestep, with the expert chosen by the timestep."""
-        text = positive.to(self.device, self.dtype).padded(MAX_TOKENS)
-        blank = None
-        if negative is not None:
-            blank = negative.to(self.device, self.dtype).padded(MAX_TOKENS).expand_as(text)
+        text = positive.to(self.device, self.dtype)
+        blank = None if negative is None else negative.to(self.device, self.dtype)[[0] * len(text)]
 
         def velocity(latents: Float[Tensor, "B C T H W"], timestep: Num[Tensor, ""]) -> Float[Tensor, "B C T H W"]:
             model, guidance = self._expert(float(timestep), settings)
             if blank is None or guidance <= 1:
                 return self._predict(model, latents, timestep, text)
             if settings.batched_guidance:
-                both = self._predict(model, torch.cat([latents, latents]), timestep, torch.cat([text, blank]))
-                conditional, unconditional = both.chunk(2)
+                texts = TextEmbeddings.cat([text, blank])
+                conditional, unconditional = self._predict(model, latents.repeat(2, 1, 1, 1, 1), timestep, texts).chunk(
+                    2
+                )
             else:
                 conditional = self._predict(model, latents, timestep, text)
                 unconditional = self._predict(model, latents, timestep, blank)
@@ -274,16 +275,18 @@ class WanPipeline:
         model: WanTransformer3DModel,
         latents: Float[Tensor, "B C T H W"],
         timestep: Num[Tensor, ""],
-        text: Float[Tensor, "B 512 D"],
+        text: TextEmbeddings,
     ) -> Float[Tensor, "B C T H W"]:
         """Velocity in float32. Padded text rows are zeros that the model attends to, as it was trained."""
-        prediction = model(
-            hidden_states=latents.to(self.dtype),
-            timestep=timestep.expand(len(latents)),
-            encoder_hidden_states=text,
-            return_dict=False,
-        )[0]
-        return prediction.float()
+        inputs = {
+            "hidden_states": latents.to(self.dtype),
+            "timestep": timestep.expand(len(latents)),
+            "return_dict": False,
+        }
+        if self.dtype != torch.float32:  # the fold's logit of log(512 - L) would round, by one percent in bfloat16
+            return model(encoder_hidden_states=text.padded(MAX_TOKENS), **inputs)[0].float()
+        with fold_padding(model, MAX_TOKENS) as fold:
+            return model(encoder_hidden_states=fold(text), **inputs)[0]
 
 
 def facts_of(root: Path) -> ModelFacts:
