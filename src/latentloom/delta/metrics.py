@@ -1,4 +1,4 @@
-"""Figures about pooled prompts and their tokens before and after an adjustment; all computed in float64.
+"""Figures about pooled prompts (computed in float64) and their tokens (in float32) before and after an adjustment.
 
 A pooled prompt is the mean of its tokens. B prompts of D channels; row i of one side belongs to row i of the other.
 """
@@ -111,9 +111,9 @@ def neighbour_overlap(
 
 def norm_ratios(before: Float[Tensor, "N D"], after: Float[Tensor, "N D"]) -> Float[Tensor, "M"]:
     """The length of each row afterwards over its length before; rows that were zero are left out."""
-    length = before.double().norm(dim=1)
+    length = before.float().norm(dim=1).double()
     kept = length > 0
-    return after.double().norm(dim=1)[kept] / length[kept]
+    return after.float().norm(dim=1)[kept].double() / length[kept]
 
 
 def rounding_errors(embeddings: TextEmbeddings) -> tuple[Float[Tensor, "B"], Float[Tensor, "N"]]:
@@ -123,8 +123,8 @@ def rounding_errors(embeddings: TextEmbeddings) -> tuple[Float[Tensor, "B"], Flo
         embeddings: in float32; zero tokens have no error.
     """
     rounded = TextEmbeddings(embeddings.tokens.bfloat16().float(), embeddings.lengths)
-    error = (rounded.tokens.double() - embeddings.tokens.double()).norm(dim=1)
-    length = embeddings.tokens.double().norm(dim=1)
+    error = (rounded.tokens - embeddings.tokens).norm(dim=1).double()  # the difference is exact in float32
+    length = embeddings.tokens.norm(dim=1).double()
     return cosine_distances(pool(embeddings), pool(rounded)), error / length.clamp_min(torch.finfo(torch.float64).tiny)
 
 
