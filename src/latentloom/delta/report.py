@@ -279,7 +279,7 @@ def _signed(value: Estimate, factor: float = 1, digits: int = 3) -> str:
 
 
 def _percent(value: Estimate) -> str:
-    return f"{100 * value.mean:.1f} % ({100 * value.low:.0f} to {100 * value.high:.0f})"
+    return f"{100 * value.mean:.1f} % ({100 * value.low:.1f} to {100 * value.high:.1f})"
 
 
 def _ratio(outcome: Outcome) -> str | None:
