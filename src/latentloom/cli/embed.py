@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from latentloom.cli.model import DeviceOption, DtypeOption, checkpoint_or_default, torch_dtype
+from latentloom.cli.model import DeviceOption, DtypeOption, checkpoint_or_default, load_text_encoder
 from latentloom.cli.options import CkptRootOption, JsonOption, emit_json
 from latentloom.cli.prompts import PromptsArgument, PromptsFileOption, collect_prompts
 from latentloom.cli.stopwatch import Stopwatch
@@ -25,19 +25,17 @@ def command(
     root = checkpoint_or_default(ckpt_root)
     clock = Stopwatch()
     with clock.time("load"):
-        from latentloom.runs import choose_device
         from latentloom.storage import save_object
-        from latentloom.wan import checkpoints
-        from latentloom.wan.text_encoder import WanTextEncoder
 
-        where = choose_device(device)
-        precision = torch_dtype(dtype or ("bfloat16" if where.type == "cuda" else "float32"))
-        tokenizer = checkpoints.load_tokenizer(root)
-        encoder = WanTextEncoder(checkpoints.load_text_encoder(root, dtype=precision, device=where), tokenizer)
+        encoder = load_text_encoder(root, device, dtype)
     with clock.time("encoding"):
         embeddings = encoder.encode(texts).to("cpu")
 
-    record = {"prompts": texts, "encoder": encoder.fingerprint(), "dtype": str(precision).removeprefix("torch.")}
+    record = {
+        "prompts": texts,
+        "encoder": encoder.fingerprint(),
+        "dtype": str(encoder.model.dtype).removeprefix("torch."),
+    }
     save_object(out, embeddings, record)
     typer.echo(f"{out}: {len(embeddings)} prompts, {len(embeddings.tokens)} tokens of {embeddings.dim} channels")
     measured = {"file": str(out), "lengths": embeddings.lengths.tolist(), "dim": embeddings.dim}

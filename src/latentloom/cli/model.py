@@ -1,12 +1,14 @@
 """Which model a command runs, where and in what precision."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, overload
 
 import typer
 
 if TYPE_CHECKING:
     import torch
+
+    from latentloom.wan.text_encoder import WanTextEncoder
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -28,6 +30,34 @@ def checkpoint_or_default(ckpt_root: Path | None) -> Path:
     return default_checkpoint()
 
 
+def load_text_encoder(root: Path, device: str | None, dtype: Precision | None) -> "WanTextEncoder":
+    """The text encoder and tokenizer of a checkpoint.
+
+    Args:
+        root: the checkpoint.
+        device: where it computes; the best there is when None.
+        dtype: of its weights; when None, bfloat16 on CUDA and float32 elsewhere.
+
+    Raises:
+        CheckpointError: there is no text encoder or no tokenizer.
+        ConfigError: this machine has no such device.
+    """
+    from latentloom.runs import choose_device
+    from latentloom.wan import checkpoints
+    from latentloom.wan.text_encoder import WanTextEncoder
+
+    where = choose_device(device)
+    precision = torch_dtype(dtype or ("bfloat16" if where.type == "cuda" else "float32"))
+    tokenizer = checkpoints.load_tokenizer(root)
+    return WanTextEncoder(checkpoints.load_text_encoder(root, dtype=precision, device=where), tokenizer)
+
+
+@overload
+def torch_dtype(precision: Precision) -> "torch.dtype": ...
+@overload
+def torch_dtype(precision: None) -> None: ...
+@overload
+def torch_dtype(precision: Precision | None) -> "torch.dtype | None": ...
 def torch_dtype(precision: Precision | None) -> "torch.dtype | None":
     """The torch dtype of that name; None stays None."""
     if precision is None:
