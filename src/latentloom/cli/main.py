@@ -27,6 +27,7 @@ NOUNS: dict[str, Noun] = {
     "demo": Noun("latentloom.cli.demo", "Run the main job: prompts in, videos out, the effect measured."),
     "generate": Noun("latentloom.cli.generate", "Make a video from a prompt."),
     "embed": Noun("latentloom.cli.embed", "Encode prompts into text embeddings."),
+    "delta": Noun("latentloom.cli.delta", "Learn and apply an Embedding Delta adapter."),
     "micro": Noun("latentloom.cli.micro", "Build, score and read MicroWan, the embedded default model."),
     "inspect": Noun("latentloom.cli.inspect", "Tell what a checkpoint is, from its headers."),
     "convert": Noun("latentloom.cli.convert", "Rewrite a checkpoint in another layout, bit for bit."),
