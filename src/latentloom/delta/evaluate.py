@@ -12,7 +12,6 @@ from latentloom.delta import metrics
 from latentloom.delta.bootstrap import NUM_RESAMPLES, Estimate, estimate, estimates
 from latentloom.delta.cache import PairEmbeddings
 from latentloom.delta.evaluation import Bucket, Evaluation, GateBucket, GateOutcome, Outcome, Rounding
-from latentloom.delta.pairs import normalise
 from latentloom.delta.pooling import pool
 from latentloom.errors import ConfigError, LatentLoomError, ShapeError
 from latentloom.runs import track
@@ -66,7 +65,7 @@ def evaluate_adjustments(
     _check(adjustments, test, gates or {})
     draw = _Draw(seed, num_resamples)
     base, rewritten = _in_float32(test.base), _in_float32(test.rewritten)
-    goal = _Goal(pool(rewritten).cpu(), centre_rewritten.cpu(), _labels(test))
+    goal = _Goal(pool(rewritten).cpu(), centre_rewritten.cpu(), test.rewrite_labels())
     outcomes: dict[str, Outcome] = {}
     for name, adjust in track(adjustments.items(), "evaluating"):
         moved, kept = _run(name, adjust, base, True), _run(name, adjust, rewritten, False)
@@ -244,13 +243,6 @@ def _buckets(lengths: Tensor) -> list[tuple[str, Tensor]]:
     """Names and rows of the buckets that hold prompts."""
     rows = {name: (lengths >= low) & (lengths <= high) for name, (low, high) in BUCKETS.items()}
     return [(name, chosen) for name, chosen in rows.items() if chosen.any()]
-
-
-def _labels(test: PairEmbeddings) -> list[Hashable]:
-    """Equal where rewritten prompts are one prompt: by their text or, without texts, by their pooled embedding."""
-    if test.pairs is not None:
-        return [normalise(pair.rewritten) for pair in test.pairs]
-    return list(pool(_in_float32(test.rewritten)).unique(dim=0, return_inverse=True)[1].tolist())
 
 
 def _in_float32(embeddings: TextEmbeddings) -> TextEmbeddings:

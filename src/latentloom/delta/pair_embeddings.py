@@ -1,8 +1,10 @@
 """Both sides of prompt pairs, encoded."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
-from latentloom.delta.pairs import PromptPair
+from latentloom.delta.pairs import PromptPair, normalise
+from latentloom.delta.pooling import pool
 from latentloom.errors import ShapeError
 from latentloom.tensors import TextEmbeddings
 from latentloom.tensors.rows import RowIndex, row_numbers
@@ -42,6 +44,14 @@ class PairEmbeddings:
         rows = row_numbers(index, len(self), self.base.device)
         pairs = None if self.pairs is None else [self.pairs[row] for row in rows.tolist()]
         return PairEmbeddings(self.base[rows], self.rewritten[rows], pairs, self.encoder)
+
+    def rewrite_labels(self) -> list[Hashable]:
+        """One label per pair, equal where the rewrites are one prompt: by their text or, without texts, by their
+        pooled embedding.
+        """
+        if self.pairs is not None:
+            return [normalise(pair.rewritten) for pair in self.pairs]
+        return list(pool(self.rewritten).unique(dim=0, return_inverse=True)[1].tolist())
 
     @property
     def dim(self) -> int:

@@ -2,20 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from latentloom.errors import CheckpointError
 from latentloom.storage import atomic_write, read_header
-from latentloom.training.ema import WeightAverage
 
 
-def save_state(
-    path: Path, step: int, parts: Mapping[str, nn.Module | WeightAverage], optimizers: Sequence[Optimizer]
-) -> None:
+@runtime_checkable
+class Stateful(Protocol):
+    """Whatever gives its state as tensors and takes it back: modules, averages, histories."""
+
+    def state_dict(self) -> Mapping[str, Tensor]: ...
+    def load_state_dict(self, state: Mapping[str, Tensor], /) -> Any: ...
+
+
+def save_state(path: Path, step: int, parts: Mapping[str, Stateful], optimizers: Sequence[Optimizer]) -> None:
     """Write everything `load_state` needs to continue after `step` completed steps."""
     tensors = {"step": torch.tensor(step)}
     for name, part in parts.items():
@@ -27,7 +33,7 @@ def save_state(
         save_file({key: value.detach().contiguous().clone() for key, value in tensors.items()}, temporary)
 
 
-def load_state(path: Path, parts: Mapping[str, nn.Module | WeightAverage], optimizers: Sequence[Optimizer]) -> int:
+def load_state(path: Path, parts: Mapping[str, Stateful], optimizers: Sequence[Optimizer]) -> int:
     """Fill the parts and optimizers from a file that `save_state` wrote; returns the number of completed steps.
 
     Raises:
