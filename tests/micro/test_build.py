@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from latentloom.errors import CheckpointError, ConfigError, FileError
 from latentloom.micro import build as recipe
@@ -66,6 +67,14 @@ def test_diffusers_opens_the_weights_on_its_own(finished_build):
     assert type(pipeline.scheduler).__name__ == "UniPCMultistepScheduler"
     assert pipeline.scheduler.config.flow_shift == 3.0
     assert pipeline.tokenizer(PROMPT).input_ids[-1] == 1
+
+
+def test_the_weights_hold_the_encoder_as_the_text_stage_left_it(finished_build):
+    work, out = finished_build
+    trained = {name.removeprefix("text/"): weight for name, weight in load_file(work / "text.safetensors").items()}
+    written = load_file(out / "text_encoder/model.safetensors")
+    assert "shared.weight" in written
+    assert [name for name in written if not torch.equal(written[name], trained[name].half())] == []
 
 
 def test_the_vae_carries_the_statistics_of_the_latents_it_was_trained_beside(finished_build):

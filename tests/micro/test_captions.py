@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from latentloom.micro.attributes import VALUES, Attributes, split
 from latentloom.micro.captions import (
+    READING_LEXICONS,
     TEMPLATES,
     TRAINING_STYLES,
     caption,
     grammar_words,
+    reading_text,
     training_caption,
 )
 from latentloom.micro.lexicon import BARE_MOTIONS, LEXICONS, SEEN, TELEGRAPHIC, UNSEEN, lexicon_words, parse
@@ -32,6 +34,22 @@ def training_captions() -> list[tuple[Attributes, str]]:
     """What a clip shows and its caption, four times for each training clip."""
     source = generator(1)
     return [(item, training_caption(item, source)) for item in split("train") * 4]
+
+
+@cache
+def reading_texts() -> list[tuple[Attributes, str]]:
+    """What a clip would show and a text of it, four times for each training clip."""
+    source = generator(1)
+    return [(item, reading_text(item, source)) for item in split("train") * 4]
+
+
+def lexicons_in(text: str) -> set[str]:
+    """The lexicons that the words for the mentioned attributes are from."""
+    said = f" {' '.join(re.findall(r'[a-z]+', text.lower()))} "
+    values = parse(text).mentioned().values()
+    words = {name: [phrase for value in values for phrase in lexicon[value]] for name, lexicon in LEXICONS.items()}
+    words["seen"] += [BARE_MOTIONS[value] for value in values if value in BARE_MOTIONS]
+    return {name for name, phrases in words.items() if any(f" {phrase} " in said for phrase in phrases)}
 
 
 def assert_tidy(text: str) -> None:
@@ -70,6 +88,20 @@ def test_the_same_generator_writes_the_same_caption():
     texts = [[training_caption(item, source) for _ in range(20)] for source in (generator(4), generator(4))]
     assert texts[0] == texts[1]
     assert len(set(texts[0])) > 10
+
+
+def test_a_seed_gives_the_captions_that_the_shipped_weights_were_trained_on():
+    source = generator(0)
+    assert [training_caption(item, source) for item in split("train")[::75]] == [
+        "The video shows a little crimson object that moves to the left against a dark backdrop.",
+        "",
+        "a big emerald wedge moves up, bright background",
+        "blue square that stays still on gray",
+        "gray, right, little golden box",
+        "large golden cross that falls on gray",
+        "bright background, large purple wedge drifts rightward",
+        "",
+    ]
 
 
 def test_known_captions():
@@ -124,6 +156,40 @@ def test_dropout_rates_of_zero_and_one_are_exact():
         assert parse(training_caption(item, source, caption_dropout=0.0, attribute_dropout=0.0)) == item
         assert parse(training_caption(item, source, caption_dropout=0.0, attribute_dropout=1.0)) == Attributes()
         assert training_caption(item, source, caption_dropout=1.0) == ""
+
+
+def test_a_text_to_read_is_in_the_words_of_one_lexicon_and_says_nothing_else():
+    for item, text in reading_texts():
+        assert len(lexicons_in(text)) == 1, text
+        assert_tidy(text)
+        assert parse(text).mentioned().items() <= item.mentioned().items(), text
+
+
+def test_the_texts_to_read_are_in_all_lexicons_by_their_shares_and_use_every_word():
+    texts = [text for _, text in reading_texts()]
+    counts = Counter(name for text in texts for name in lexicons_in(text))
+    assert {name: counts[name] / len(texts) for name in LEXICONS} == pytest.approx(READING_LEXICONS, abs=0.03)
+    used = {word for text in texts for word in re.findall(r"[a-z]+", text.lower())}
+    assert set(lexicon_words()) <= used
+
+
+def test_half_of_the_texts_to_read_is_shortened_to_any_number_of_attributes_from_one():
+    counts = Counter(len(parse(text).mentioned()) for _, text in reading_texts())
+    shares = {num: count / len(reading_texts()) for num, count in sorted(counts.items())}
+    assert shares == pytest.approx({1: 0.1, 2: 0.1, 3: 0.1, 4: 0.1, 5: 0.6}, abs=0.03)
+
+
+def test_no_attribute_is_left_out_of_a_shortened_text_more_often_than_another():
+    short = [said for said in (parse(text).mentioned() for _, text in reading_texts()) if len(said) < 5]
+    counts = Counter(name for said in short for name in said)
+    assert {name: counts[name] / len(short) for name in VALUES} == pytest.approx(dict.fromkeys(VALUES, 0.5), abs=0.06)
+
+
+def test_the_same_generator_writes_the_same_texts_to_read():
+    item = split("train")[100]
+    texts = [[reading_text(item, source) for _ in range(20)] for source in (generator(4), generator(4))]
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) > 10
 
 
 def test_the_styles_take_their_shares_of_the_training_captions():

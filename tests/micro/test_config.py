@@ -12,6 +12,9 @@ from latentloom.runs import load_config
     [
         ("vae.crop_batch=3", "multiple of 2"),  # two processes share a batch
         ("text.batch=0", "greater than or equal to 1"),
+        ("text.mask_share=1.5", "less than or equal to 1"),
+        ("text.kept_weight=-0.1", "greater than or equal to 0"),
+        ("transformer.text_noise=2", "less than or equal to 1"),
         ("transformer.num_clips=100", "multiple of 64"),  # each process encodes 32 at a time
         ("transformer.steps=0", "greater than or equal to 1"),
         ("transformer.caption_dropout=1.5", "less than or equal to 1"),

@@ -17,7 +17,7 @@ from latentloom.micro.latents import encode_world, latent_statistics, load_laten
 from latentloom.micro.loop import read_curve
 from latentloom.micro.model_card import model_card
 from latentloom.micro.tokenizer import make_tokenizer
-from latentloom.micro.train_text import make_text_encoder, train_text
+from latentloom.micro.train_text import load_trained_encoder, train_text
 from latentloom.micro.train_transformer import make_transformer, train_transformer
 from latentloom.micro.train_vae import train_vae
 from latentloom.runs import RunFolder, launch_processes, to_toml
@@ -97,9 +97,9 @@ def build_summary(work: Path, out: Path) -> dict[str, Any]:
 
 def export(config: BuildConfig, work: Path, out: Path) -> None:
     """Write the trained parts as half-precision safetensors in diffusers layout, with a model card."""
-    text = make_text_encoder(config.text)
+    text = load_trained_encoder(config.text, work)
     transformer = make_transformer(config.transformer, config.vae.latent_channels, config.text.d_model)
-    load_state(work / "transformer.safetensors", {"transformer": transformer, "text": text}, [])
+    load_state(work / "transformer.safetensors", {"transformer": transformer}, [])
     vae = load_trained_vae(config.vae, work)
     mean, deviation = latent_statistics(load_latents(work)[0])
     vae.register_to_config(latents_mean=mean, latents_std=deviation)

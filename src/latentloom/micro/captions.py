@@ -1,8 +1,8 @@
 """Captions of the world, from terse to verbose, in a chosen lexicon."""
 
 import re
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Literal, TypeVar
 
 import torch
 
@@ -10,6 +10,7 @@ from latentloom.micro.attributes import Attributes
 from latentloom.micro.lexicon import BARE_MOTIONS, LEXICONS, Lexicon
 
 Style = Literal["verbose", "plain", "terse", "telegraphic"]
+Choice = TypeVar("Choice", bound=str)
 
 #: Where an attribute is open, its word and what belongs to it fall out; `{thing}` and `{moves}` always stand.
 TEMPLATES: dict[Style, tuple[str, ...]] = {
@@ -39,6 +40,8 @@ TEMPLATES: dict[Style, tuple[str, ...]] = {
 }
 #: Share of each style among training captions.
 TRAINING_STYLES: dict[Style, float] = {"verbose": 0.55, "plain": 0.25, "terse": 0.20}
+#: Share of each lexicon in the text that the encoder reads.
+READING_LEXICONS: dict[Lexicon, float] = {"seen": 0.25, "unseen": 0.5, "telegraphic": 0.25}
 
 _WITH_BACKGROUND = re.compile(
     r"(, |On a | on a | on | against a | in front of a |\. The background is )?"
@@ -77,9 +80,21 @@ def training_caption(
         return ""
     names = list(attributes.mentioned())
     dropped = [name for name, draw in zip(names, draws[1:6], strict=True) if draw < attribute_dropout]
-    styles, shares = list(TRAINING_STYLES), torch.tensor(list(TRAINING_STYLES.values()))
-    style = styles[int((shares.cumsum(0) <= draws[6]).sum().clamp_max(len(styles) - 1))]
-    return caption(attributes.without(*dropped), style, generator)
+    return caption(attributes.without(*dropped), _pick_by_share(TRAINING_STYLES, draws[6]), generator)
+
+
+def reading_text(attributes: Attributes, generator: torch.Generator) -> str:
+    """A text that no clip belongs to, in the words of any one lexicon: what the text encoder is trained on.
+
+    No text uses two lexicons, so reading tells which words do the same work, and not which words mean the same.
+    """
+    lexicon_draw, style_draw, short_draw = torch.rand(3, generator=generator).tolist()
+    names = list(attributes.mentioned())
+    num_dropped = int(torch.randint(len(names), (), generator=generator)) if short_draw < 0.5 else 0
+    order = torch.randperm(len(names), generator=generator)[:num_dropped].tolist()
+    lexicon = _pick_by_share(READING_LEXICONS, lexicon_draw)
+    style = "telegraphic" if lexicon == "telegraphic" else _pick_by_share(TRAINING_STYLES, style_draw)
+    return caption(attributes.without(*(names[index] for index in order)), style, generator, lexicon)
 
 
 def grammar_words() -> Iterator[str]:
@@ -88,6 +103,13 @@ def grammar_words() -> Iterator[str]:
         for template in templates:
             yield from re.findall(r"[a-z]+", re.sub(r"\{\w+\}", " ", template).lower())
     yield from ("object", "thing", "appears", *BARE_MOTIONS.values())
+
+
+def _pick_by_share(shares: Mapping[Choice, float], draw: float) -> Choice:
+    """The choice that a draw from [0, 1) falls on."""
+    choices = list(shares)
+    bounds = torch.tensor(list(shares.values())).cumsum(0)
+    return choices[int((bounds <= draw).sum().clamp_max(len(choices) - 1))]
 
 
 def _pick(choices: tuple[str, ...], generator: torch.Generator) -> str:

@@ -40,7 +40,7 @@ class VaeConfig(Config):
 
 
 class TextConfig(Config):
-    """Stage 2: the UMT5 encoder, warmed up as a classifier of the attributes a caption mentions."""
+    """Stage 2: the UMT5 encoder, trained on text alone by predicting masked words, then frozen as Wan's is."""
 
     d_model: Count = 128
     d_kv: Count = 32
@@ -48,13 +48,15 @@ class TextConfig(Config):
     num_layers: Count = 3
     num_heads: Count = 4
     batch: Batch = 128
-    steps: Count = 200
-    muon_lr: Rate = 4e-3
-    adam_lr: Rate = 3e-3
+    steps: Count = 600
+    muon_lr: Rate = 2e-3
+    adam_lr: Rate = 4e-3
+    mask_share: Share = 0.25
+    kept_weight: Share = 0.5
 
 
 class TransformerConfig(Config):
-    """Stage 3: the DiT by flow matching, together with the text encoder."""
+    """Stage 3: the DiT by flow matching, on the frozen text encoder."""
 
     num_heads: Count = 4
     head_dim: Count = 32
@@ -72,6 +74,7 @@ class TransformerConfig(Config):
     timestep_shift: Rate = 2.0
     caption_dropout: Share = 0.1
     attribute_dropout: Share = 0.1
+    text_noise: Share = 0.25
     save_every: Count = 100
 
 

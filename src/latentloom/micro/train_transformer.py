@@ -1,4 +1,4 @@
-"""Stage 3 of MicroWan: a small `WanTransformer3DModel` by flow matching, the text encoder trained along with it."""
+"""Stage 3 of MicroWan: a small `WanTransformer3DModel` by flow matching, on the frozen text encoder."""
 
 from pathlib import Path
 
@@ -12,8 +12,9 @@ from latentloom.micro.config import NUM_PROCESSES, BuildConfig, TransformerConfi
 from latentloom.micro.latents import latent_statistics, load_latents
 from latentloom.micro.loop import Curve, step_generator, take_step
 from latentloom.micro.tokenizer import make_tokenizer
-from latentloom.micro.train_text import encode_with_gradient, make_text_encoder
+from latentloom.micro.train_text import load_trained_encoder
 from latentloom.runs import track
+from latentloom.tensors import TextEmbeddings
 from latentloom.training import WeightAverage, load_state, make_optimizers, save_state, set_learning_rate, trapezoid
 from latentloom.wan.folded_padding import fold_padding
 from latentloom.wan.text_encoder import WanTextEncoder
@@ -48,20 +49,16 @@ def make_transformer(config: TransformerConfig, latent_channels: int, text_dim: 
 
 
 def train_transformer(rank: int, config: BuildConfig, folder: Path) -> None:
-    """Train transformer and text encoder; leave `transformer.safetensors` with the averages of both in the folder."""
+    """Train the transformer; leave `transformer.safetensors` with its averaged weights in the folder."""
     settings, seed = config.transformer, config.seed + 3
     torch.manual_seed(seed)
-    encoder = make_text_encoder(config.text)
-    load_state(folder / "text.safetensors", {"text": encoder}, [])
+    reader = WanTextEncoder(load_trained_encoder(config.text, folder), make_tokenizer())
     transformer = make_transformer(settings, config.vae.latent_channels, config.text.d_model)
-    averages = [WeightAverage(module, settings.ema_decay) for module in (transformer, encoder)]
-    parts = {"transformer": transformer, "text": encoder, "average": averages[0], "text_average": averages[1]}
-    optimizers = make_optimizers(
-        [transformer, encoder], muon_lr=settings.muon_lr, adam_lr=settings.adam_lr, adam_names=_ENDS
-    )
+    average = WeightAverage(transformer, settings.ema_decay)
+    parts = {"transformer": transformer, "average": average}
+    optimizers = make_optimizers([transformer], muon_lr=settings.muon_lr, adam_lr=settings.adam_lr, adam_names=_ENDS)
     state_file = folder / "transformer_state.safetensors"
     first = load_state(state_file, parts, optimizers) if state_file.exists() else 0
-    reader = WanTextEncoder(encoder, make_tokenizer())
     latents, shown = load_latents(folder)
     mean, deviation = (torch.tensor(values).view(-1, 1, 1, 1) for values in latent_statistics(latents))
     latents = (latents - mean) / deviation
@@ -80,27 +77,32 @@ def train_transformer(rank: int, config: BuildConfig, folder: Path) -> None:
             )
             for pick in picks.tolist()
         ]
-        loss = _flow_matching_loss(transformer, reader, latents[picks], captions, settings.timestep_shift, generator)
-        take_step(loss, [transformer, encoder], optimizers)
-        for average, module in zip(averages, (transformer, encoder), strict=True):
-            average.update(module)
+        text = with_noise(reader.encode(captions), settings.text_noise, generator)
+        loss = _flow_matching_loss(transformer, text, latents[picks], settings.timestep_shift, generator)
+        take_step(loss, [transformer], optimizers)
+        average.update(transformer)
         if curve is not None:
             curve.append(step, loss=loss.item(), learning_rate=factor)
             if (step + 1) % settings.save_every == 0:
                 save_state(state_file, step + 1, parts, optimizers)
-    for average, module in zip(averages, (transformer, encoder), strict=True):
-        average.copy_to(module)
+    average.copy_to(transformer)
     if rank == 0:
-        save_state(
-            folder / "transformer.safetensors", settings.steps, {"transformer": transformer, "text": encoder}, []
-        )
+        save_state(folder / "transformer.safetensors", settings.steps, {"transformer": transformer}, [])
+
+
+def with_noise(text: TextEmbeddings, level: float, generator: torch.Generator) -> TextEmbeddings:
+    """The embeddings with Gaussian noise of `level` times each token's length added to the token.
+
+    A DiT of a few hundred captions would otherwise hang on the last digit of its words; Wan has read millions.
+    """
+    noise = torch.randn(text.tokens.shape, generator=generator) / text.dim**0.5
+    return TextEmbeddings(text.tokens + level * text.tokens.norm(dim=-1, keepdim=True) * noise, text.lengths)
 
 
 def _flow_matching_loss(
     transformer: WanTransformer3DModel,
-    reader: WanTextEncoder,
+    text: TextEmbeddings,
     latents: Float[Tensor, "B C T H W"],
-    captions: list[str],
     shift: float,
     generator: torch.Generator,
 ) -> Tensor:
@@ -113,6 +115,5 @@ def _flow_matching_loss(
     noise = torch.randn(latents.shape, generator=generator)
     mixed = torch.lerp(latents, noise, level.view(-1, 1, 1, 1, 1))
     with fold_padding(transformer) as fold:
-        context = fold(encode_with_gradient(reader, captions))
-        velocity = transformer(mixed, level * 1000, context, return_dict=False)[0]
+        velocity = transformer(mixed, level * 1000, fold(text), return_dict=False)[0]
     return (velocity - (noise - latents)).square().mean()
