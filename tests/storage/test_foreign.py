@@ -71,6 +71,27 @@ def test_arrays_come_back_exactly(tmp_path):
             assert np.array_equal(loaded[key], array)
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_array_is_held_once_while_it_is_read(tmp_path, save):
+    array = np.arange(3 * 2**20 + 5, dtype=np.float64)  # 24 MiB, in several parts, the last of them short
+    save(tmp_path / "a.npz", a=array)
+    tracemalloc.start()
+    loaded = read_npz(tmp_path / "a.npz")["a"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert array.nbytes < peak < 1.3 * array.nbytes
+    assert np.array_equal(loaded, array)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_an_array_that_ends_before_its_header_says_is_refused(tmp_path, compression):
+    whole = npy_header("(4,)") + bytes(16)
+    path = zip_of(tmp_path / "short.npz", {"a.npy": whole[:-8]}, compression)
+    sizes = (num_bytes.to_bytes(4, "little") for num_bytes in (len(whole) - 8, len(whole)))
+    path.write_bytes(path.read_bytes().replace(*sizes))  # the zip's directory claims what the header claims
+    assert "short.npz" in refusal(read_npz, path)
+
+
 def test_pickled_objects_in_an_npz_are_refused(tmp_path):
     np.savez(tmp_path / "o.npz", a=np.array([RunsCode(str(tmp_path / "made"))], dtype=object))
     assert "pickled" in refusal(read_npz, tmp_path / "o.npz")

@@ -18,6 +18,7 @@ from latentloom.storage.header import existing_file
 
 SMALL_BYTES = 64 * 2**20  # a file may always unpack to this much
 MAX_RATIO = 100  # and beyond it, to this many times its own size
+PART_BYTES = 2**20  # an array is read in parts of this size
 MAX_PT_BYTES = 64 * 2**30  # the largest official file, a 14B expert in float32, is 57 GB
 
 SAFE_GLOBALS = {
@@ -116,7 +117,12 @@ def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
         num_bytes = member.file_size - file.tell()
         if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != num_bytes:
             raise ValueError(f"array {member.filename[:80]!r} of shape {shape} does not take its {num_bytes} bytes")
-        data = bytearray(file.read())
+        data = bytearray(num_bytes)
+        # a zip's `readinto` reads into bytes of its own first: in one go the array would be held twice
+        for start in range(0, num_bytes, PART_BYTES):
+            part = memoryview(data)[start : start + PART_BYTES]
+            if file.readinto(part) != len(part):
+                raise ValueError(f"array {member.filename[:80]!r} ends before its {num_bytes} bytes")
         return np.ndarray(shape, dtype, buffer=data, order="F" if in_columns else "C")
 
 
