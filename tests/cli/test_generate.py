@@ -180,6 +180,14 @@ def test_embeddings_of_another_width_are_refused(generate, tmp_path: Path, capsy
     assert not (tmp_path / "clip.png").exists()
 
 
+@pytest.mark.parametrize("noun", ["generate", "embed"])
+def test_a_checkpoint_that_does_not_exist_is_refused(noun: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    missing, out = tmp_path / "nowhere", tmp_path / "out.png"
+    assert run([noun, "red", "--ckpt-root", str(missing), "--out", str(out)]) == 2
+    assert refusal(capsys) == f"latentloom: {missing} does not exist; give a checkpoint's folder or file"
+    assert not out.exists()
+
+
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for noun in ("generate", "embed"):
         assert run([noun, "red", "--ckpt-root", str(tmp_path)]) == 2

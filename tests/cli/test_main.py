@@ -15,7 +15,7 @@ import typer
 
 from latentloom.cli import main as cli
 from latentloom.cli.main import NOUNS, Noun, load_noun, run
-from latentloom.cli.options import CkptRootOption, JsonOption, emit_json
+from latentloom.cli.options import JsonOption, emit_json
 from latentloom.errors import CheckpointError
 
 COMMAND = Path(sys.executable).with_name("latentloom")
@@ -162,19 +162,6 @@ def test_a_bare_group_names_its_commands_in_one_line(probe, capsys):
     probe(group)
     assert run(["probe"]) == 2
     assert said(capsys) == ("", "latentloom: Missing command. Commands: draw, read. See `latentloom probe --help`.\n")
-
-
-def test_a_missing_checkpoint_is_named_in_one_line(probe, capsys):
-    def body(ckpt_root: CkptRootOption = None) -> None:
-        """Take a checkpoint."""
-
-    probe(body)
-    assert run(["probe", "--ckpt_root", "no/such/folder"]) == 2
-    err = said(capsys)[1]
-    assert "no/such/folder" in err
-    assert "--ckpt-root" in err
-    assert "does not exist" in err
-    assert err.count("\n") == 1
 
 
 def test_an_error_of_the_package_is_its_message_in_one_line(probe, capsys):

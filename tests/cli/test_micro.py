@@ -97,6 +97,7 @@ def test_the_same_seed_gives_the_same_score(score, tmp_path):
         (["--prompts", "circles.txt", "--num-prompts", "5"], "which choose other prompts"),
         (["--out", "cats.txt"], "cats.txt"),
         (["--ckpt-root", "."], "holds no Wan model"),
+        (["--ckpt-root", "nowhere"], "nowhere does not exist; give a checkpoint's folder or file"),
     ],
 )
 def test_a_mistake_in_scoring_is_one_line_and_leaves_nothing_behind(

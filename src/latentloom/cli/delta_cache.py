@@ -7,7 +7,7 @@ import typer
 
 from latentloom.cli.delta_pairs import PAIRS_FILE, left_out, left_out_lines
 from latentloom.cli.model import DeviceOption, checkpoint_or_default, load_text_encoder, torch_dtype
-from latentloom.cli.options import JsonOption, emit_json
+from latentloom.cli.options import CkptRootOption, JsonOption, emit_json
 from latentloom.cli.stopwatch import Stopwatch
 from latentloom.errors import ConfigError, FileError
 from latentloom.storage import require_writable
@@ -24,10 +24,7 @@ def command(
     jsonl: Annotated[
         Path, typer.Option("--jsonl", help='The pairs: {"base": ..., "rewritten": ...} on each line.')
     ] = PAIRS_FILE,
-    ckpt_root: Annotated[  # the loader refuses a path that is missing; the parser takes any, as in the documents
-        Path | None,
-        typer.Option("--ckpt-root", help="Checkpoint in any of the known layouts; MicroWan when not given."),
-    ] = None,
+    ckpt_root: CkptRootOption = None,
     out: Annotated[Path, typer.Option("--out", help="The .npz or .safetensors file to write.")] = CACHE_FILE,
     encoder: Annotated[
         Literal["wan", "minilm"], typer.Option("--encoder", help="The checkpoint's UMT5, or the small MiniLM.")

@@ -64,7 +64,7 @@ JsonOption = Annotated[
     ),
 ]
 
-CkptRootOption = Annotated[
+CkptRootOption = Annotated[  # any path: the loader that reads it says what is missing and what to give
     Path | None,
-    typer.Option("--ckpt-root", exists=True, help="Checkpoint in any of the known layouts; MicroWan when not given."),
+    typer.Option("--ckpt-root", help="Checkpoint in any of the known layouts; MicroWan when not given."),
 ]
