@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -220,3 +222,8 @@ def test_normalising_again_or_spacing_words_differently_changes_nothing(prompt: 
     assert normalise(once) == once
     gaps = random.Random(seed)
     assert normalise("".join(gaps.choice([" ", "\n ", "\t"]) if x == " " else x for x in once)) == once
+
+
+def test_reading_pairs_needs_no_model_library():
+    code = "import sys, latentloom.delta.pairs; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

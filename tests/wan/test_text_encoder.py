@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from latentloom.errors import PromptError
-from latentloom.wan.text_encoder import WanTextEncoder, clean
+from latentloom.wan.prompt_cleaning import clean
+from latentloom.wan.text_encoder import WanTextEncoder
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from latentloom.errors import CheckpointError, ConfigError, FileError, PromptErr
 from latentloom.runs import choose_device
 from latentloom.storage.modules import read_tensors
 from latentloom.tensors import TextEmbeddings
-from latentloom.wan.text_encoder import clean
+from latentloom.wan.prompt_cleaning import clean
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 from latentloom.errors import FileError
 from latentloom.storage import write_text
 from latentloom.storage.header import existing_file
-from latentloom.wan.text_encoder import clean
+from latentloom.wan.prompt_cleaning import clean
 
 BASE_KEYS = ("base", "base_prompt", "source", "src", "prompt", "original", "original_prompt", "input", "terse")
 REWRITTEN_KEYS = ("rewritten", "rewritten_prompt", "rewrite", "target", "tgt", "output", "verbose")

@@ -1,13 +1,10 @@
 """Prompts as Wan reads them: cleaned, encoded by UMT5 under the mask, cut to their true length."""
 
 import hashlib
-import html
 import json
 import logging
-import re
 from collections.abc import Sequence
 
-import ftfy
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -15,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from latentloom.errors import PromptError
 from latentloom.tensors import TextEmbeddings
+from latentloom.wan.prompt_cleaning import clean
 
 logger = logging.getLogger(__name__)
 
@@ -110,23 +108,6 @@ class WanTextEncoder:
             num_tokens = len(self.tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
             if num_tokens > max_length:
                 logger.warning("prompt %d has %d tokens; only the first %d are used", index, num_tokens, max_length)
-
-
-def clean(prompt: object) -> str:
-    """Repair a prompt's text as Wan does: mojibake and control characters, HTML entities, runs of whitespace.
-
-    NUL bytes and other control characters disappear, lone surrogates become U+FFFD, line breaks become spaces.
-
-    Raises:
-        PromptError: the prompt is not text.
-
-    Source: Wan 2.2 `wan/modules/tokenizers.py`, `basic_clean` and `whitespace_clean`.
-    """
-    if not isinstance(prompt, str):
-        raise PromptError(f"a prompt must be text, not {type(prompt).__name__}: {prompt!r:.60}; give a string")
-    text = ftfy.fix_text(prompt)
-    text = html.unescape(html.unescape(text))
-    return re.sub(r"\s+", " ", text.strip()).strip()
 
 
 def _as_list(prompts: Sequence[str]) -> Sequence[str]:
