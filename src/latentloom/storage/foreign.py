@@ -118,11 +118,13 @@ def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
         if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != num_bytes:
             raise ValueError(f"array {member.filename[:80]!r} of shape {shape} does not take its {num_bytes} bytes")
         data = bytearray(num_bytes)
-        # a zip's `readinto` reads into bytes of its own first: in one go the array would be held twice
+        # in parts, as the zip hands out bytes of its own: in one go the array would be held more than once
         for start in range(0, num_bytes, PART_BYTES):
-            part = memoryview(data)[start : start + PART_BYTES]
-            if file.readinto(part) != len(part):
+            wanted = min(PART_BYTES, num_bytes - start)
+            part = file.read(wanted)
+            if len(part) != wanted:
                 raise ValueError(f"array {member.filename[:80]!r} ends before its {num_bytes} bytes")
+            data[start : start + wanted] = part
         return np.ndarray(shape, dtype, buffer=data, order="F" if in_columns else "C")
 
 
