@@ -67,9 +67,9 @@ def test_both_forms_hold_plain_tensors_and_json(tmp_path, make_adapter, suffix):
     assert read_adapter(path).config["rank"] == 4
 
 
-def refused(path: Path, kind: type[FileError], match: str | None = None, **arguments: int) -> None:
+def refused(path: Path, kind: type[FileError], match: str | None = None, d_model: int | None = None) -> None:
     with pytest.raises(kind, match=match) as error:
-        load_embdelta_adapter(path, **arguments)
+        load_embdelta_adapter(path, d_model)
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
 
@@ -157,7 +157,7 @@ def edited(path: Path, adapter, tensors: dict[str, torch.Tensor], **config: obje
 
 
 @SUFFIXES
-@pytest.mark.parametrize("edit", ["shape", "missing", "extra", "rank"])
+@pytest.mark.parametrize("edit", ["shape", "missing", "extra", "rank", "whole numbers"])
 def test_tensors_that_are_not_those_of_the_settings_are_refused(tmp_path, make_adapter, suffix, edit):
     adapter, path = make_adapter(), tmp_path / f"a{suffix}"
     tensors = {name: tensor.clone() for name, tensor in adapter.state_dict().items()}
@@ -166,7 +166,9 @@ def test_tensors_that_are_not_those_of_the_settings_are_refused(tmp_path, make_a
     elif edit == "missing":
         del tensors["bias"]
     elif edit == "extra":
-        tensors["tanh"] = torch.zeros(2)
+        tensors["tanh"] = torch.zeros(2, dtype=torch.long)
+    elif edit == "whole numbers":
+        tensors["up"] = torch.zeros(24, 4, dtype=torch.long)
     edited(path, adapter, tensors, **({"rank": 7} if edit == "rank" else {}))
     refused(path, CheckpointError, "holds other tensors than its settings ask for")
 

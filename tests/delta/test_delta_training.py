@@ -182,7 +182,7 @@ def test_the_test_part_is_never_touched(cache, tmp_path: Path):
         TextEmbeddings.from_list([prompt * torch.nan if row in split.test else prompt for row, prompt in enumerate(s)])
         for s in sides
     ]
-    assert_same_training(train(PairEmbeddings(*spoilt, cache.pairs), SHORT, tmp_path), train(cache, SHORT))
+    assert_same_training(train(PairEmbeddings(spoilt[0], spoilt[1], cache.pairs), SHORT, tmp_path), train(cache, SHORT))
 
 
 def test_no_adapter_is_chosen_where_none_helps():

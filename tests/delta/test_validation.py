@@ -70,8 +70,8 @@ def some_pairs(make_prompts, lengths: list[int], seed: int) -> PairEmbeddings:
 def test_scores_are_those_of_the_adapter_applied_to_every_token(make_prompts, make_adapter, lengths, seed, gated, cap):
     pairs, adapter = some_pairs(make_prompts, lengths, seed), make_adapter(seed, size=0.3, gated=gated, cap=cap)
     adjusted = pool(adapter(pairs.base))
-    close = {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(adjusted_pools(adapter, PromptConstants.of(pairs.base)), adjusted, **close)
+    pools = adjusted_pools(adapter, PromptConstants.of(pairs.base))
+    torch.testing.assert_close(pools, adjusted, rtol=1e-5, atol=1e-5)
     score, targets = Validation(pairs).score(adapter), pool(pairs.rewritten)
     cosine = torch.nn.functional.cosine_similarity(adjusted, targets).mean().item()
     drift = cosine_distances(targets, pool(adapter(pairs.rewritten))).mean().item()
