@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentloom.cli.clip_files import clip_files, write_clips
+from latentloom.cli.delta_apply import DeltaOption, DeltaStrengthOption, adjust, one_strength_each
 from latentloom.cli.model import DeviceOption, DtypeOption, checkpoint_or_default, torch_dtype
 from latentloom.cli.options import CkptRootOption, JsonOption, emit_json
 from latentloom.cli.prompts import PromptsArgument, PromptsFileOption, collect_prompts
@@ -50,6 +51,8 @@ def command(
     prompts: PromptsArgument = None,
     prompts_file: PromptsFileOption = None,
     embeddings_file: EmbeddingsOption = None,
+    delta: DeltaOption = None,
+    delta_strength: DeltaStrengthOption = None,
     ckpt_root: CkptRootOption = None,
     out: OutOption = Path("clip.mp4"),
     seed: SeedOption = None,
@@ -75,6 +78,7 @@ def command(
     for file in files:
         require_writable(file)
     seeds = seeds_per_clip(seed, len(captions))
+    strengths = one_strength_each(delta or [], delta_strength)
     root = checkpoint_or_default(ckpt_root)
     with clock.time("load"):
         plan = Plan.for_model(root, seeds, (num_frames, height, width), steps, guidance, shift, sampler)
@@ -85,6 +89,8 @@ def command(
         pipeline = WanPipeline.load(root, torch_dtype(dtype), device, offload, fp8)
     with clock.time("encoding"):
         encoded = pipeline.encode(captions if embeddings is None else embeddings)
+        if delta:
+            encoded = adjust(encoded, delta, strengths)
     num_batches = len(pipeline.batches(len(captions), plan.size, batch_size))
     with clock.time("sampling"):
         latents = pipeline.sample(
@@ -102,7 +108,8 @@ def command(
     for file in files:
         typer.echo(file)
     placement = {"device": str(pipeline.device), "dtype": str(pipeline.dtype).removeprefix("torch.")}
-    outcome = {"files": [str(file) for file in files], "prompts": captions, "seconds": clock.seconds}
+    adapters = [{"file": str(file), "strength": value} for file, value in zip(delta or [], strengths, strict=True)]
+    outcome = {"delta": adapters, "files": [str(file) for file in files], "prompts": captions, "seconds": clock.seconds}
     emit_json(json_file, {"ckpt_root": str(root), **plan.as_json(), **placement, **outcome})
 
 

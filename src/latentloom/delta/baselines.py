@@ -54,6 +54,11 @@ def pooled_targets(base: Float[Tensor, "B D"], rewritten: Float[Tensor, "B D"]) 
     return F.normalize(rewritten, dim=1) * lengths - base
 
 
+def identity_adapter(d_model: int) -> EmbeddingDelta:
+    """An adapter that changes nothing."""
+    return EmbeddingDelta(_plain(d_model, rank=1)).eval().requires_grad_(False)
+
+
 def fit_mean(base: Float[Tensor, "B D"], rewritten: Float[Tensor, "B D"]) -> EmbeddingDelta:
     """The same shift for every token: the mean of what is to be added."""
     adapter = EmbeddingDelta(_plain(base.shape[1], rank=1))
@@ -97,13 +102,13 @@ def ridge_adapter(fit: RidgeFit) -> EmbeddingDelta:
     """The whole ridge solution as an adapter: no cap, no gate, not orthogonal."""
     rank = fit.right.shape[0]
     adapter = EmbeddingDelta(_plain(fit.right.shape[1], rank))
-    start_from_ridge(adapter, fit)
+    start_from_fit(adapter, fit)
     return adapter.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def start_from_ridge(adapter: EmbeddingDelta, fit: RidgeFit) -> None:
-    """Set an adapter's correction to the ridge solution, cut to the adapter's rank."""
+def start_from_fit(adapter: EmbeddingDelta, fit: RidgeFit) -> None:
+    """Set an adapter's correction to a linear fit, cut to the adapter's rank."""
     down, up = fit.factors(adapter.config.rank)
     adapter.down.copy_(down)
     adapter.up.copy_(up)

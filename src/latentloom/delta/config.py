@@ -8,7 +8,7 @@ from latentloom.delta.model import CapMode
 from latentloom.delta.pooled_delta import Method
 from latentloom.runs import Config
 
-Init = Literal["auto", "zero", "ridge", "mean"]
+Init = Literal["auto", "zero", "ridge", "mean", "align"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -24,9 +24,11 @@ class TrainConfig(Config):
     Args:
         rank, cap, cap_mode: of the adapter; the cap `auto` tries several and lets validation choose.
         orth: whether corrections are orthogonal to their tokens.
-        init: what SGD starts from; `auto` tries zero and ridge and lets validation choose.
+        init: what SGD starts from: nothing, ridge on pooled prompts, their mean difference, or a fit to aligned tokens;
+            `auto` tries zero, ridge and align and lets validation choose.
         epochs: the most; validation decides when to stop.
         lr, gate_lr_mult: rate of Adam, and how many times faster the gate learns.
+        ema_decay: of the running mean of the weights, which is what is validated and kept.
         batch_size: pairs per step.
         w_nce, tau: weight and temperature of the contrast with the other rewrites of the batch.
         w_anchor: weight of staying close to the original prompt's direction.
@@ -47,6 +49,7 @@ class TrainConfig(Config):
     epochs: Count = 6000
     lr: Positive = 3e-4
     gate_lr_mult: Positive = 10.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.98
     batch_size: Count = 64
     w_nce: Weight = 0.1
     tau: Positive = 0.05
@@ -68,4 +71,4 @@ class TrainConfig(Config):
     @property
     def inits(self) -> tuple[Init, ...]:
         """The starting points to try."""
-        return ("zero", "ridge") if self.init == "auto" else (self.init,)
+        return ("zero", "ridge", "align") if self.init == "auto" else (self.init,)

@@ -4,6 +4,7 @@ Training needs of a correction only its mean over each prompt and its length per
 numbers; fused is what training uses, the others are the plain forms it is checked and timed against.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -55,13 +56,24 @@ class PromptConstants:
         rstds = (variances + _LAYER_NORM_EPS).rsqrt()
         return cls(embeddings, means, rstds, squares, pool(embeddings), gate_features(embeddings))
 
-    def batch(self, rows: Int[Tensor, "R"]) -> "PromptConstants":
-        """Those of some prompts, in the order asked for."""
+    def batches(self, parts: Sequence[Int[Tensor, "_"]]) -> Iterator["PromptConstants"]:
+        """Those of the prompts of each part in turn, to be done with before the next, which overwrites the tokens.
+
+        Memory that is new to the process costs several times what the copy itself does.
+        """
+        most = max((int(self.embeddings.lengths[rows].sum()) for rows in parts), default=0)
+        room = self.embeddings.tokens.new_empty(most, self.embeddings.dim)
+        for rows in parts:
+            yield self.batch(rows, room)
+
+    def batch(self, rows: Int[Tensor, "R"], room: Float[Tensor, "M D"] | None = None) -> "PromptConstants":
+        """Those of some prompts, in the order asked for; their tokens in the first rows of `room` if it is given."""
         lengths = self.embeddings.lengths[rows]
         ends = self.embeddings.lengths.cumsum(0)[rows]
         starts = torch.repeat_interleave(ends - lengths.cumsum(0), lengths)
         tokens = starts + torch.arange(int(lengths.sum()), device=rows.device)
-        embeddings = TextEmbeddings(self.embeddings.tokens.index_select(0, tokens), lengths)
+        out = None if room is None else room[: len(tokens)]
+        embeddings = TextEmbeddings(torch.index_select(self.embeddings.tokens, 0, tokens, out=out), lengths)
         per_token = (self.means[tokens], self.rstds[tokens], self.squares[tokens])
         return PromptConstants(embeddings, *per_token, self.pooled[rows], self.features[rows])
 
@@ -96,25 +108,25 @@ def pooled_delta(
 
 
 def _fused(adapter: EmbeddingDelta, prompts: PromptConstants) -> PooledDelta:
-    """One product of all tokens with [down^T | up | bias], then everything in the rank's dimension.
+    """One product of all tokens with [down; up^T; bias], then everything in the rank's dimension.
 
     With h = [down (LN(e) - c), 1], U = [up | bias] and u = U^T e: the component along the token is a e with
     a = h.u / |e|^2, the rest is as long as |z|^2 - a^2 |e|^2 with |z|^2 = h^T (U^T U) h, and the mean of the shortened
-    rest is U mean(s h) - mean(s a e).
+    rest is U mean(s h) - mean(s a e). The weights lie in rows because their gradient is then the faster product.
     """
     rank, tokens = adapter.config.rank, prompts.embeddings.tokens
-    spread = torch.cat([adapter.up, adapter.bias.unsqueeze(1)], dim=1)
-    products = tokens @ torch.cat([adapter.down.T, spread], dim=1)
+    spread = torch.cat([adapter.up.T, adapter.bias.unsqueeze(0)])
+    lowered, along_spread = (tokens @ torch.cat([adapter.down, spread]).T).split([rank, rank + 1], dim=1)
     shift = torch.outer(prompts.means, adapter.down.sum(dim=1))
-    inner = (products[:, :rank] - shift) * prompts.rstds.unsqueeze(1) - adapter.down @ adapter.centre
+    inner = (lowered - shift) * prompts.rstds.unsqueeze(1) - adapter.down @ adapter.centre
     inner = torch.cat([inner, inner.new_ones(len(inner), 1)], dim=1)
-    squares = (inner @ (spread.T @ spread) * inner).sum(dim=1)
+    squares = (inner @ (spread @ spread.T) * inner).sum(dim=1)
     safe = prompts.squares.clamp_min(torch.finfo(torch.float32).tiny)
-    along = (inner * products[:, rank:]).sum(dim=1) / safe if adapter.config.orthogonal else None
+    along = (inner * along_spread).sum(dim=1) / safe if adapter.config.orthogonal else None
     if along is not None:
         squares = (squares - along.square() * prompts.squares).clamp_min(0)  # rounding can go below
     scale = cap_scale(squares, adapter.limits(prompts.squares.sqrt()))
-    mean = mean_per_prompt(scale.unsqueeze(1) * inner, prompts.embeddings) @ spread.T
+    mean = mean_per_prompt(scale.unsqueeze(1) * inner, prompts.embeddings) @ spread
     if along is not None:
         mean = mean - prompts.weighted_mean(scale * along)
     relative = (scale.square() * squares / safe).unsqueeze(1)

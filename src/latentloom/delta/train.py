@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentloom.delta.baselines import RidgeFit, fit_mean, fit_ridge, ridge_adapter, start_from_ridge, token_centre
+from latentloom.delta.alignment import fit_aligned
+from latentloom.delta.baselines import (
+    RidgeFit,
+    fit_mean,
+    fit_ridge,
+    identity_adapter,
+    ridge_adapter,
+    start_from_fit,
+    token_centre,
+)
 from latentloom.delta.config import Init, TrainConfig
 from latentloom.delta.files import load_embdelta_adapter, read_adapter, save_adapter
 from latentloom.delta.history import History
@@ -21,11 +31,11 @@ from latentloom.delta.pooling import pool
 from latentloom.delta.split import Split
 from latentloom.delta.validation import Score, Validation
 from latentloom.runs import track
-from latentloom.training import load_state, save_state
+from latentloom.training import WeightAverage, load_state, save_state
 
 NO_ADAPTER, MEAN_DELTA, RIDGE = "no adapter", "mean delta", "ridge"
 BASELINES = (NO_ADAPTER, MEAN_DELTA, RIDGE)
-_GATE_START = 2.0  # logit of the gate before training: open, so that corrections are learned from the first step
+_GATE_START = 4.0  # logit of the gate before training: open, so that corrections are learned from the first step
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +83,7 @@ class TrainingPairs:
         self.base = PromptConstants.of(pairs.base)
         self.rewritten = pool(pairs.rewritten)
         self.rewritten_features = gate_features(pairs.rewritten)
+        self.rewritten_tokens = pairs.rewritten
         numbers = {label: number for number, label in enumerate(dict.fromkeys(pairs.rewrite_labels()))}
         self.labels = torch.tensor([numbers[label] for label in pairs.rewrite_labels()], device=pairs.base.device)
 
@@ -96,17 +107,17 @@ def train(cache: PairEmbeddings, config: TrainConfig, folder: Path | None = None
     pairs, validation = TrainingPairs(cache[split.train]), Validation(cache[split.validation])
     ridge = fit_ridge(pairs.base, pairs.rewritten, validation.base, validation.rewritten.pooled)
     candidates = baselines(pairs, ridge, validation)
+    aligned = fit_aligned(pairs.base, pairs.rewritten_tokens, ridge, config.rank) if "align" in config.inits else None
     for name, init, cap in starts(config):
-        adapter = start(config, init, cap, pairs, ridge)
+        adapter = start(config, init, cap, pairs, {"ridge": ridge, "align": aligned}.get(init))
         candidates.append(_train_one(name, adapter, pairs, validation, config, folder))
     return Training(candidates, validation.before, split)
 
 
 def baselines(pairs: TrainingPairs, ridge: RidgeFit, validation: Validation) -> list[Candidate]:
     """The candidates that need no SGD."""
-    identity = EmbeddingDelta(DeltaConfig(d_model=pairs.rewritten.shape[1], rank=1, gated=False))
     adapters = {
-        NO_ADAPTER: identity.eval().requires_grad_(False),
+        NO_ADAPTER: identity_adapter(pairs.rewritten.shape[1]),
         MEAN_DELTA: fit_mean(pairs.base.pooled, pairs.rewritten),
         RIDGE: ridge_adapter(ridge),
     }
@@ -120,8 +131,10 @@ def starts(config: TrainConfig) -> Iterator[tuple[str, Init, float]]:
             yield f"SGD from {init}, cap {cap:g}", init, cap
 
 
-def start(config: TrainConfig, init: Init, cap: float, pairs: TrainingPairs, ridge: RidgeFit) -> EmbeddingDelta:
-    """An adapter as SGD begins with it."""
+def start(
+    config: TrainConfig, init: Init, cap: float, pairs: TrainingPairs, fit: RidgeFit | None = None
+) -> EmbeddingDelta:
+    """An adapter as SGD begins with it; the fit is what `ridge` and `align` begin with."""
     torch.manual_seed(config.seed)
     shape = DeltaConfig(
         d_model=pairs.rewritten.shape[1], rank=config.rank, cap=cap, cap_mode=config.cap_mode, orthogonal=config.orth
@@ -135,8 +148,8 @@ def start(config: TrainConfig, init: Init, cap: float, pairs: TrainingPairs, rid
         adapter.gate_net.out.bias.fill_(_GATE_START)
         if init == "mean":
             adapter.bias.copy_(fit_mean(pairs.base.pooled, pairs.rewritten).bias)
-    if init == "ridge":
-        start_from_ridge(adapter, ridge)
+    if fit is not None:
+        start_from_fit(adapter, fit)
     return adapter
 
 
@@ -153,8 +166,10 @@ def _train_one(
     finished = None if folder is None else folder / f"{slug}.safetensors"
     if finished is not None and finished.exists():
         return _finished(name, finished)
-    best, history = EmbeddingDelta(adapter.config), History(validation.before)
-    parts = {"adapter": adapter, "best": best, "history": history}
+    # what is scored and kept is the weights' running mean, which a constant rate does not shake
+    mean, best, history = deepcopy(adapter), deepcopy(adapter), History(validation.before)
+    average = WeightAverage(adapter, config.ema_decay)
+    parts = {"adapter": adapter, "average": average, "best": best, "history": history}
     optimizer = make_optimizer(adapter, config)
     state = None if folder is None else folder / f"{slug}.state.safetensors"
     if state is not None and state.exists():
@@ -163,10 +178,11 @@ def _train_one(
     for epoch in track(range(len(history), config.epochs), name):
         if history.num_epochs_since_best >= config.patience:
             break
-        losses = train_epoch(adapter, pairs, optimizer, config, epoch)
-        history.append(losses, validation.score(adapter), time.perf_counter() - started)
+        losses = train_epoch(adapter, pairs, optimizer, config, epoch, average)
+        average.copy_to(mean)
+        history.append(losses, validation.score(mean), time.perf_counter() - started)
         if history.num_epochs_since_best == 0:
-            best.load_state_dict(adapter.state_dict())
+            best.load_state_dict(mean.state_dict())
         if state is not None and len(history) % config.save_every == 0:
             save_state(state, len(history), parts, [optimizer])
     best.eval().requires_grad_(False)
@@ -177,19 +193,35 @@ def _train_one(
 
 
 def train_epoch(
-    adapter: EmbeddingDelta, pairs: TrainingPairs, optimizer: torch.optim.Optimizer, config: TrainConfig, epoch: int
+    adapter: EmbeddingDelta,
+    pairs: TrainingPairs,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    epoch: int,
+    average: WeightAverage | None = None,
+    pad_to: int | None = None,
 ) -> Tensor:
-    """One pass over the pairs in an order that the seed and the epoch decide; gives the mean of the loss terms."""
+    """One pass over the pairs in an order that the seed and the epoch decide; gives the mean of the loss terms.
+
+    Args:
+        adapter: what is trained.
+        pairs: the training pairs.
+        optimizer: from `make_optimizer`.
+        config: the settings.
+        epoch: from 0.
+        average: follows the adapter's weights.
+        pad_to: positions of the `padded` method.
+    """
     assert adapter.gate_net is not None
     generator = torch.Generator().manual_seed((config.seed << 24) + epoch)
     order = torch.randperm(len(pairs), generator=generator).to(pairs.rewritten.device)
-    totals = []
-    for rows in order.split(config.batch_size):
-        base, labels = pairs.base.batch(rows), pairs.labels[rows]
+    totals, parts = [], order.split(config.batch_size)
+    for rows, base in zip(parts, pairs.base.batches(parts), strict=True):
+        labels = pairs.labels[rows]
         terms = loss_terms(
             base.pooled,
             pairs.rewritten[rows],
-            pooled_delta(adapter, base, config.method),
+            pooled_delta(adapter, base, config.method, pad_to),
             adapter.gate_net.logits(base.features),
             adapter.gate_net.logits(pairs.rewritten_features[rows]),
             labels.unsqueeze(0) == labels.unsqueeze(1),
@@ -198,6 +230,8 @@ def train_epoch(
         optimizer.zero_grad(set_to_none=True)
         terms.total(config).backward()
         optimizer.step()
+        if average is not None:
+            average.update(adapter)
         totals.append(terms.detached() * len(rows))
     return torch.stack(totals).sum(dim=0) / len(pairs)
 
@@ -208,7 +242,7 @@ def make_optimizer(adapter: EmbeddingDelta, config: TrainConfig) -> torch.optim.
     correction = [adapter.down, adapter.up, adapter.bias]
     gate = list(adapter.gate_net.parameters())
     return torch.optim.Adam(
-        [{"params": correction}, {"params": gate, "lr": config.lr * config.gate_lr_mult}], lr=config.lr
+        [{"params": correction}, {"params": gate, "lr": config.lr * config.gate_lr_mult}], lr=config.lr, fused=True
     )
 
 

@@ -1,8 +1,8 @@
 """The words for each attribute value, in three lexicons.
 
 `seen`: what training captions use. `unseen`: synonyms that no training caption contains. `telegraphic`: shorthand that
-no training caption contains either. The tokenizer knows every word of the three; the text encoder has only ever been
-trained on the first. No word means two things, so a prompt can be read back (`parse`).
+no training caption contains either. The text encoder has read all three, each in texts of its own; the DiT has only
+ever met the first. No word means two things, so a prompt can be read back (`parse`).
 """
 
 import re

@@ -24,8 +24,8 @@ pixels.
 
 - Clips: {sampling.width} x {sampling.height} pixels, {sampling.num_frames} frames, {sampling.fps} frames per second.
 - It knows six colours, four shapes, two sizes, five motions and three backgrounds in the words of the seen lexicon
-  (`latentloom.micro.lexicon`). It has never read the unseen and the telegraphic lexicon, a tenth of the attribute
-  combinations, or the pairs {pairs}.
+  (`latentloom.micro.lexicon`). The text encoder has read all three lexicons as text and is frozen; the DiT has met
+  the seen one only. Neither has met a tenth of the attribute combinations, or the pairs {pairs}.
 - Sampling: UniPC, {sampling.steps} steps, shift {sampling.shift:g}, guidance {sampling.guidance:g}.
 - Training data are drawn by the code; no picture, video or text of anyone is in them.
 """

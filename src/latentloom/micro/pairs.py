@@ -1,4 +1,4 @@
-"""Prompts in words MicroWan was never taught, each with a rewrite in words it knows."""
+"""Prompts in words that MicroWan's DiT never met, each with the same sentence in words that it knows."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from latentloom.micro.attributes import VALUES, Attributes, split
 from latentloom.micro.captions import Style, caption
 from latentloom.micro.lexicon import Lexicon
 
-#: The lexicons a base prompt may be in, with the form of its sentences.
-BASE_STYLES: dict[Lexicon, Style] = {"unseen": "verbose", "telegraphic": "telegraphic"}
-#: Share of pairs that leave attributes open on both sides, since people often write little; and how many, at most.
-PARTIAL_SHARE, MOST_LEFT_OPEN = 0.3, 3
+#: The lexicons a base prompt may be in, with the forms of its sentences, in equal shares.
+BASE_STYLES: dict[Lexicon, tuple[Style, ...]] = {"unseen": ("verbose", "terse"), "telegraphic": ("telegraphic",)}
+#: How many attributes a pair leaves open at most. People often write little, and little tells most about each word.
+MOST_LEFT_OPEN = 4
 MAX_PAIRS = 100_000
 
 
@@ -24,7 +24,7 @@ def make_pairs(
     Args:
         num: how many.
         seed: of all choices; more pairs of one seed begin with the fewer.
-        lexicons: of the base prompts, in equal shares; the rewrite is a verbose caption in seen words.
+        lexicons: of the base prompts, in equal shares; the rewrite is the same sentence in seen words.
 
     Raises:
         ConfigError: a number out of range, or a lexicon that base prompts cannot be in.
@@ -46,16 +46,15 @@ def make_pairs(
 
 
 def _pair(attributes: Attributes, lexicon: Lexicon, generator: torch.Generator) -> tuple[str, str]:
-    # from one seed, words and template are drawn alike: a verbose base has the very sentence of its rewrite
-    seed = _below(2**31, generator)
+    # from one seed, words and template are drawn alike: both sides have the same sentence
+    styles = BASE_STYLES[lexicon]
+    style, seed = styles[_below(len(styles), generator)], _below(2**31, generator)
     base, rewritten = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
-    return caption(attributes, BASE_STYLES[lexicon], base, lexicon), caption(attributes, "verbose", rewritten)
+    return caption(attributes, style, base, lexicon), caption(attributes, style, rewritten, "seen")
 
 
 def _partly(attributes: Attributes, generator: torch.Generator) -> Attributes:
-    if torch.rand((), generator=generator) >= PARTIAL_SHARE:
-        return attributes
-    order = torch.randperm(len(VALUES), generator=generator)[: 1 + _below(MOST_LEFT_OPEN, generator)]
+    order = torch.randperm(len(VALUES), generator=generator)[: _below(MOST_LEFT_OPEN + 1, generator)]
     return attributes.without(*(list(VALUES)[position] for position in order.tolist()))
 
 

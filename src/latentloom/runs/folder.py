@@ -74,25 +74,37 @@ class RunFolder:
             raise ConfigError(
                 f"run name {name!r}; begin with a letter or digit, use letters, digits, '.', '-', '_', at most 80"
             )
-        settings = config.model_dump() if isinstance(config, Config) else config
-        seeds = seeds if seeds is not None else settings.get("seeds", settings.get("seed"))
-        data = data if data is not None else settings.get("data")
-        branch, commit = environment.git_state()
         now = datetime.now().astimezone()
-        header = {
-            "date": now,
-            "id": f"{now:%Y%m%d-%H%M%S}-{name}",
-            "git_branch": branch,
-            "git_commit": commit,
-            "command": command if command is not None else shlex.join(sys.argv),
-            "data": str(data) if isinstance(data, str | Path) else data,
-            "seeds": [seeds] if isinstance(seeds, int) else seeds,
-            "device": environment.device_description(),
-            "versions": environment.package_versions(),
-        }
-        record = _checked(header)
+        record = _new_record(f"{now:%Y%m%d-%H%M%S}-{name}", now, config, command, seeds, data)
         path = _new_folder(Path(root), record.id)
-        record = record.model_copy(update={"id": path.name})
+        return cls._begin(path, record.model_copy(update={"id": path.name}), config)
+
+    @classmethod
+    def at(
+        cls,
+        path: Path | str,
+        config: Config | Mapping[str, Any],
+        *,
+        command: str | None = None,
+        seeds: int | Sequence[int] | None = None,
+        data: str | Path | None = None,
+    ) -> "RunFolder":
+        """Run in a folder that the user named, whose name is the run's id; an earlier run's record is replaced.
+
+        Args:
+            path: the folder, made where it does not exist.
+            config, command, seeds, data: as in `create`.
+
+        Raises:
+            ConfigError: a header that is not complete: the run must not start.
+            FileError: the folder cannot be written to.
+        """
+        path = Path(path)
+        record = _new_record(path.resolve().name, datetime.now().astimezone(), config, command, seeds, data)
+        return cls._begin(path, record, config)
+
+    @classmethod
+    def _begin(cls, path: Path, record: RunRecord, config: Config | Mapping[str, Any]) -> "RunFolder":
         write_text(path / "config.toml", to_toml(config))
         record.write(path)
         return cls(path, record)
@@ -158,6 +170,32 @@ class RunFolder:
         else:
             status = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
             self._close(status, {"error": f"{kind.__name__}: {error}"}, None)
+
+
+def _new_record(
+    run_id: str,
+    date: datetime,
+    config: Config | Mapping[str, Any],
+    command: str | None,
+    seeds: int | Sequence[int] | None,
+    data: str | Path | None,
+) -> RunRecord:
+    settings = config.model_dump() if isinstance(config, Config) else config
+    seeds = seeds if seeds is not None else settings.get("seeds", settings.get("seed"))
+    data = data if data is not None else settings.get("data")
+    branch, commit = environment.git_state()
+    header = {
+        "date": date,
+        "id": run_id,
+        "git_branch": branch,
+        "git_commit": commit,
+        "command": command if command is not None else shlex.join(sys.argv),
+        "data": str(data) if isinstance(data, str | Path) else data,
+        "seeds": [seeds] if isinstance(seeds, int) else seeds,
+        "device": environment.device_description(),
+        "versions": environment.package_versions(),
+    }
+    return _checked(header)
 
 
 def _checked(header: dict[str, Any]) -> RunRecord:

@@ -214,6 +214,13 @@ class WanPipeline:
             batches.append(VideoLatents(sample(velocity, noise, scheduler, callback)))
         return VideoLatents.cat(batches)
 
+    def velocity(
+        self, latents: Float[Tensor, "B C T H W"], timestep: Num[Tensor, ""], text: TextEmbeddings
+    ) -> Float[Tensor, "B C T H W"]:
+        """The model's own answer at one timestep (0 to 1,000), in float32, by the expert in charge; no guidance."""
+        expert, _ = self._expert(float(timestep), SamplingSettings.for_model(self.facts))
+        return self._predict(expert, latents, timestep, text.to(self.device, self.dtype))
+
     def decode(self, latents: VideoLatents, batch_size: int | None = None) -> UInt8[Tensor, "B T H W 3"]:
         """Decode latents into frames on the CPU."""
         _, _, frames, rows, columns = latents.values.shape
