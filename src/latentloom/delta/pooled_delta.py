@@ -75,7 +75,9 @@ class PromptConstants:
         out = None if room is None else room[: len(tokens)]
         embeddings = TextEmbeddings(torch.index_select(self.embeddings.tokens, 0, tokens, out=out), lengths)
         per_token = (self.means[tokens], self.rstds[tokens], self.squares[tokens])
-        return PromptConstants(embeddings, *per_token, self.pooled[rows], self.features[rows])
+        # index_select copies rows several times faster than an index in brackets
+        per_prompt = (self.pooled.index_select(0, rows), self.features.index_select(0, rows))
+        return PromptConstants(embeddings, *per_token, *per_prompt)
 
     def weighted_mean(self, weights: Float[Tensor, "N"]) -> Float[Tensor, "B D"]:
         """The mean of weight times token, without the weighted tokens ever being stored; a gradient for the weights."""

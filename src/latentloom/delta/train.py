@@ -220,10 +220,10 @@ def train_epoch(
         labels = pairs.labels[rows]
         terms = loss_terms(
             base.pooled,
-            pairs.rewritten[rows],
+            pairs.rewritten.index_select(0, rows),
             pooled_delta(adapter, base, config.method, pad_to),
             adapter.gate_net.logits(base.features),
-            adapter.gate_net.logits(pairs.rewritten_features[rows]),
+            adapter.gate_net.logits(pairs.rewritten_features.index_select(0, rows)),
             labels.unsqueeze(0) == labels.unsqueeze(1),
             config.tau,
         )
