@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from latentloom.micro import default_checkpoint
+from latentloom.micro.delta_demo import add_delta_chapter, run_delta_chapter
 from latentloom.micro.evaluate import Evaluation, evaluate
 from latentloom.micro.report import write_report
 from latentloom.micro.score import PROMPT_SETS, prompt_set
@@ -13,8 +14,9 @@ _INTRODUCTION = (
     "compared with what the prompt asked for. The sets ask for the same things in different words and start from the "
     "same noise, so what differs between them is only how well the model listens.\n\n"
     "Verbose and terse prompts use words that MicroWan was trained on, for combinations of attributes that it never "
-    "saw. Unseen synonyms and telegraphic prompts use words that it never read: what they lose is the room that the "
-    "systems of LatentLoom work in. Unseen pairs ask for colours of shapes that never occurred together."
+    "saw. Unseen synonyms and telegraphic prompts use words that its encoder has read and its DiT has never met: what "
+    "they lose is the room that the systems of LatentLoom work in. Unseen pairs ask for colours of shapes that never "
+    "occurred together."
 )
 
 
@@ -28,5 +30,15 @@ def run_demo(folder: Path, num_prompts: int, seed: int = 0) -> list[Evaluation]:
     """
     pipeline = WanPipeline.load(default_checkpoint())
     results = [evaluate(pipeline, name, prompt_set(name, num_prompts, seed), seed) for name in PROMPT_SETS]
-    write_report(results, pipeline.facts.fps, folder, "LatentLoom: does the model listen?", _INTRODUCTION)
-    return results
+    chapter = run_delta_chapter(pipeline, results, seed)
+    fps = pipeline.facts.fps
+    write_report(
+        results,
+        fps,
+        folder,
+        "LatentLoom: does the model listen?",
+        _INTRODUCTION,
+        more=lambda report: add_delta_chapter(report, chapter, fps),
+        strips=[results[0], *(item for item in chapter.evaluations if item.name != results[0].name)],
+    )
+    return [*results, *chapter.after.values()]

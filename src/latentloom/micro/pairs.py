@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from latentloom.delta.pairs import normalise
 from latentloom.errors import ConfigError
 from latentloom.micro.attributes import VALUES, Attributes, split
 from latentloom.micro.captions import Style, caption
@@ -36,13 +37,14 @@ def make_pairs(
         given = repr(unknown[0]) if unknown else "nothing"
         raise ConfigError(f"{given} as the lexicon of base prompts; choose from {', '.join(BASE_STYLES)}")
     generator = torch.Generator().manual_seed(seed)
-    pairs: dict[tuple[str, str], None] = {}  # a set that keeps its order
+    pairs: dict[tuple[str, str], tuple[str, str]] = {}  # by their words alone: spelling makes no new pair
     while len(pairs) < num:
         clips = split("train")
         for index in torch.randperm(len(clips), generator=generator).tolist():  # every combination equally often
             lexicon = lexicons[_below(len(lexicons), generator)]
-            pairs[_pair(_partly(clips[index], generator), lexicon, generator)] = None
-    return list(pairs)[:num]
+            base, rewritten = _pair(_partly(clips[index], generator), lexicon, generator)
+            pairs.setdefault((normalise(base), normalise(rewritten)), (base, rewritten))
+    return list(pairs.values())[:num]
 
 
 def _pair(attributes: Attributes, lexicon: Lexicon, generator: torch.Generator) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """Evaluations side by side: a table with intervals, a chart, a contact sheet and the clips themselves."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,13 @@ _FRAMES_PER_STRIP = 5
 
 
 def write_report(
-    evaluations: Sequence[Evaluation], fps: float, folder: Path, title: str, introduction: str | None = None
+    evaluations: Sequence[Evaluation],
+    fps: float,
+    folder: Path,
+    title: str,
+    introduction: str | None = None,
+    more: Callable[[Report], None] | None = None,
+    strips: Sequence[Evaluation] | None = None,
 ) -> Path:
     """Write `report.html` and `contact_sheet.png` into the folder; returns the page's path.
 
@@ -27,6 +33,8 @@ def write_report(
         fps: of the clips.
         folder: made where it does not exist.
         title, introduction: of the page.
+        more: adds chapters at the end of the page.
+        strips: what the contact sheet shows, the evaluations when None.
     """
     folder.mkdir(parents=True, exist_ok=True)
     report = Report(title)
@@ -45,7 +53,9 @@ def write_report(
     for group in _comparable(evaluations):
         for index in range(min(_ROWS_SHOWN, len(group[0].questions))):
             report.clips([(f"{item.name}: {describe(item, index)}", item.clips[index], fps) for item in group])
-    write_sheet(evaluations, folder / "contact_sheet.png")
+    if more is not None:
+        more(report)
+    write_sheet(evaluations if strips is None else strips, folder / "contact_sheet.png")
     page = folder / "report.html"
     report.write(page)
     return page
