@@ -9,6 +9,10 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 PUBLIC = {
+    "latentloom.delta": (
+        "DeltaConfig EmbeddingDelta apply_deltas apply_to_prompt_embeds apply_to_text_embeddings "
+        "apply_to_wan_video_embeds load_embdelta_adapter save_adapter"
+    ),
     "latentloom.micro": "default_checkpoint",
     "latentloom.runs": (
         "Config Report RunFolder RunRecord all_reduce_mean_ choose_device find_run is_distributed launch_processes "

@@ -83,13 +83,16 @@ def apply_to_wan_video_embeds(
     """A WANVIDEOTEXTEMBEDS with its positive prompts adjusted; the negative ones and all other entries stay.
 
     Args:
-        text_embeds: of ComfyUI-WanVideoWrapper; `prompt_embeds` is a list of tensors [L_i, D].
+        text_embeds: of ComfyUI-WanVideoWrapper; `prompt_embeds` is a list of tensors [L_i, D], or from its text
+            embedding bridge one tensor [B, P, D].
         adapter, strength: as in `apply_to_text_embeddings`.
 
     Raises:
         ShapeError: no list of prompts under that key, or another width than the adapter's.
     """
     prompts = text_embeds.get(WAN_VIDEO_KEY)
+    if isinstance(prompts, Tensor) and prompts.ndim == 3:
+        return {**text_embeds, WAN_VIDEO_KEY: apply_to_prompt_embeds(prompts, adapter, strength)}
     if not isinstance(prompts, list) or not all(isinstance(item, Tensor) and item.ndim == 2 for item in prompts):
         raise ShapeError(
             f"text embeddings without a list of tensors [L, D] under {WAN_VIDEO_KEY!r}; give WanVideo's own"

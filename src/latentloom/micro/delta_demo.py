@@ -95,8 +95,8 @@ def add_delta_chapter(report: Report, chapter: DeltaChapter, fps: float, rows_sh
     for name in FOREIGN:
         share = recovery(chapter.before[KNOWN], chapter.before[name], chapter.after[name])
         report.paragraph(
-            f"{name}: the adapter wins back {100 * share.share:.0f} % ({100 * share.low:.0f} to {100 * share.high:.0f}) "
-            "of what these words cost in clips that are right in everything."
+            f"{name}: the adapter wins back {100 * share.share:.0f} % ({100 * share.low:.0f} to {100 * share.high:.0f})"
+            " of what these words cost in clips that are right in everything."
         )
     report.figure(plot_accuracy(items), "Attribute accuracy without and with the adapter; dotted: a guess.")
     for index in range(min(rows_shown, len(items[0].questions))):
