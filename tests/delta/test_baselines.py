@@ -13,7 +13,7 @@ from latentloom.delta.baselines import (
     fit_ridge,
     pooled_targets,
     ridge_adapter,
-    start_from_ridge,
+    start_from_fit,
     token_centre,
 )
 from latentloom.delta.pooled_delta import PromptConstants
@@ -140,9 +140,9 @@ def test_factors_are_the_best_approximation_of_their_rank(seed, rank):
     assert not up[:, num_pairs:].any()
 
 
-def test_an_adapter_that_starts_from_ridge_keeps_its_own_settings(make_adapter):
+def test_an_adapter_that_starts_from_a_fit_keeps_its_own_settings(make_adapter):
     fit, adapter = some_fit(0), make_adapter(rank=3, cap=0.22)
-    start_from_ridge(adapter, fit)
+    start_from_fit(adapter, fit)
     assert (adapter.config.rank, adapter.config.cap) == (3, 0.22)
     down, up = fit.factors(3)
     expected = [down, up, fit.bias, fit.centre]

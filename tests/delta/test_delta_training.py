@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from latentloom.delta import train as training
+from latentloom.delta.alignment import fit_aligned
+from latentloom.delta.baselines import fit_ridge
 from latentloom.delta.config import CAPS, TrainConfig
 from latentloom.delta.model import EmbeddingDelta
 from latentloom.delta.pair_embeddings import PairEmbeddings
 from latentloom.delta.pairs import PromptPair
+from latentloom.delta.pooled_delta import PromptConstants
 from latentloom.delta.pooling import pool
 from latentloom.delta.split import Split
 from latentloom.delta.train import MEAN_DELTA, NO_ADAPTER, RIDGE, Training, train
@@ -131,9 +134,9 @@ def stop_at_call(monkeypatch: pytest.MonkeyPatch, number: int | None) -> list[in
     return calls
 
 
-@pytest.mark.parametrize("calls_before", [1, 5, 7, 12])
+@pytest.mark.parametrize("calls_before", [1, 7, 12, 18])
 def test_an_interrupted_run_continues_bit_for_bit(cache, tmp_path, calls_before):
-    config = SHORT.model_copy(update={"init": "auto"})  # two SGD runs of seven epochs
+    config = SHORT.model_copy(update={"init": "auto"})  # three SGD runs of seven epochs
     with pytest.MonkeyPatch.context() as patch:
         stop_at_call(patch, calls_before)
         with pytest.raises(StopEpochError):
@@ -142,7 +145,7 @@ def test_an_interrupted_run_continues_bit_for_bit(cache, tmp_path, calls_before)
         calls = stop_at_call(patch, None)
         resumed = train(cache, config, tmp_path)
     finished, epoch = divmod(calls_before, 7)
-    assert len(calls) == 14 - 7 * finished - epoch // 3 * 3  # from the last checkpoint
+    assert len(calls) == 21 - 7 * finished - epoch // 3 * 3  # from the last checkpoint
     assert_same_training(resumed, train(cache, config))
 
 
@@ -219,9 +222,42 @@ def test_a_run_starts_from_what_it_is_told_to(cache, init):
         torch.testing.assert_close(started.deltas(tokens), expected.deltas(tokens), rtol=1e-4, atol=1e-6)
 
 
-def test_auto_tries_every_cap_from_zero_and_from_ridge():
+def test_align_starts_from_the_fit_to_aligned_tokens(cache):
+    config = SHORT.model_copy(update={"init": "align", "lr": 1e-12, "epochs": 1})
+    trained = train(cache, config)
+    pairs, validation = cache[trained.split.train], cache[trained.split.validation]
+    sides = [PromptConstants.of(part.base) for part in (pairs, validation)]
+    ridge = fit_ridge(sides[0], pool(pairs.rewritten), sides[1], pool(validation.rewritten))
+    fit = fit_aligned(sides[0], pairs.rewritten, ridge, config.rank)
+    started = trained.named("SGD from align, cap 1").adapter
+    for found, expected in zip([started.down, started.up, started.bias], [*fit.factors(6), fit.bias], strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert not torch.allclose(started.bias, ridge.bias, atol=1e-3)
+
+
+def test_what_is_kept_and_scored_is_the_mean_of_the_weights(cache, monkeypatch):
+    seen = []
+    whole = training.train_epoch
+
+    def watched(adapter: EmbeddingDelta, *args: Any, **kwargs: Any) -> torch.Tensor:
+        losses = whole(adapter, *args, **kwargs)
+        seen.append(adapter.up.detach().clone())
+        return losses
+
+    monkeypatch.setattr(training, "train_epoch", watched)
+    config = SHORT.model_copy(update={"epochs": 2, "batch_size": NUM_PAIRS, "ema_decay": 0.25})
+    candidate = train(cache, config).named(SGD)
+    assert candidate.history is not None
+    assert candidate.history.best == 1
+    # one step per epoch; the decay is 1/11 at the first update and 2/12 at the second
+    mean = (10 / 11 * seen[0]) * 2 / 12 + 10 / 12 * seen[1]  # up begins at zero
+    torch.testing.assert_close(candidate.adapter.up, mean)
+    assert not torch.allclose(candidate.adapter.up, seen[1])
+
+
+def test_auto_tries_every_cap_from_every_start():
     names = [name for name, *_ in training.starts(TrainConfig())]
-    assert names == [f"SGD from {init}, cap {cap:g}" for cap in CAPS for init in ("zero", "ridge")]
+    assert names == [f"SGD from {init}, cap {cap:g}" for cap in CAPS for init in ("zero", "ridge", "align")]
 
 
 def test_too_few_pairs_are_refused(cache):

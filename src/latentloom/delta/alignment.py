@@ -54,7 +54,8 @@ def fit_aligned(base: PromptConstants, rewritten: TextEmbeddings, ridge: RidgeFi
 def aligned_targets(moved: TextEmbeddings, rewritten: TextEmbeddings) -> Float[Tensor, "N D"]:
     """What each token of `moved` stands for: the mean of its rewrite's tokens, weighted by how well they match.
 
-    A match counts in both directions: the token prefers the rewrite's, and is preferred by it.
+    A match counts in both directions: the token prefers the rewrite's, and is preferred by it. Where the rewrite is
+    empty, a token stands for itself.
 
     Args:
         moved: base prompts after the correction so far; N tokens.
@@ -68,10 +69,11 @@ def aligned_targets(moved: TextEmbeddings, rewritten: TextEmbeddings) -> Float[T
         pairs = ours.mask(height).unsqueeze(2) & theirs.mask(width).unsqueeze(1)
         unit = F.normalize(ours.padded(height), dim=2) @ F.normalize(values, dim=2).transpose(1, 2)
         scores = (unit / _TEMPERATURE).masked_fill(~pairs, -torch.inf)
-        # a row of padding alone has nothing to choose from and comes out as NaN; it is cut below
+        # a row that has nothing to choose from comes out as NaN: padding is cut below, an empty rewrite has no say
         weights = scores.softmax(dim=2) * scores.softmax(dim=1).nan_to_num(0).sqrt()
         weights = weights / weights.sum(dim=2, keepdim=True)
-        parts.append((weights @ values)[ours.mask(height)])
+        found = torch.where((theirs.lengths > 0).view(-1, 1, 1), weights @ values, ours.padded(height))
+        parts.append(found[ours.mask(height)])
     return torch.cat(parts)
 
 
