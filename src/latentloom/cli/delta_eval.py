@@ -15,6 +15,7 @@ from latentloom.errors import ConfigError
 if TYPE_CHECKING:
     from latentloom.delta.held_out import HeldOut
     from latentloom.micro.evaluate import Evaluation
+    from latentloom.micro.recovery import Recovery
     from latentloom.runs import Report
     from latentloom.wan.pipeline import WanPipeline
 
@@ -51,7 +52,7 @@ def command(
         pairs = read_cache(cache)
         held_out = evaluate_held_out(pairs, adapter, seed)
     facts: dict[str, Any] = {"cache": str(cache), "adapter": str(adapter), "test": held_out.about}
-    sections = []
+    sections, recovered = [], {}
     with clock.time("clips"):
         pipeline = matching_pipeline(pairs.encoder, pairs.dim, ckpt_root)
         if pipeline is not None:
@@ -59,8 +60,17 @@ def command(
             sections.append(lambda report: add_output_change(report, facts["output_change"]))
         if pipeline is not None and num_prompts and pipeline.facts.key == "micro":
             results = measure_accuracy(pipeline, held_out, num_prompts, seed)
-            facts["accuracy"] = accuracy_json(results)
-            sections.append(lambda report: add_accuracy(report, results, facts["accuracy"]))
+            recovered = recoveries(results)
+            facts["accuracy"] = {
+                "sets": {
+                    label: {name: item.to_json() for name, item in sets.items()} for label, sets in results.items()
+                },
+                "recovered": {
+                    name: {label: share.to_json() for label, share in shares.items()}
+                    for name, shares in recovered.items()
+                },
+            }
+            sections.append(lambda report: add_accuracy(report, results, recovered))
 
     def add_sections(report: "Report") -> None:
         for section in sections:
@@ -124,18 +134,16 @@ def measure_accuracy(
     return evaluate_adjusted(pipeline, held_out.adapters, num_prompts, seed)
 
 
-def accuracy_json(results: "dict[str, dict[str, Evaluation]]") -> dict[str, Any]:
-    """Accuracies, and the share of the gap that each adapter recovers by set of foreign prompts."""
+def recoveries(results: "dict[str, dict[str, Evaluation]]") -> "dict[str, dict[str, Recovery]]":
+    """The share of the gap to verbose prompts that each adapter recovers, by set of foreign prompts."""
     from latentloom.micro.recovery import FOREIGN, KNOWN, recovery
 
     plain, *others = results
     known = results[plain][KNOWN]
-    recovered = {
-        name: {label: recovery(known, results[plain][name], results[label][name]).to_json() for label in others}
+    return {
+        name: {label: recovery(known, results[plain][name], results[label][name]) for label in others}
         for name in FOREIGN
     }
-    sets = {label: {name: item.to_json() for name, item in sets.items()} for label, sets in results.items()}
-    return {"sets": sets, "recovered": recovered}
 
 
 def add_output_change(report: "Report", changes: dict[str, dict[str, float]]) -> None:
@@ -148,7 +156,9 @@ def add_output_change(report: "Report", changes: dict[str, dict[str, float]]) ->
     report.table(["adjustment", "base prompts", "rewrites"], rows)
 
 
-def add_accuracy(report: "Report", results: "dict[str, dict[str, Evaluation]]", facts: dict[str, Any]) -> None:
+def add_accuracy(
+    report: "Report", results: "dict[str, dict[str, Evaluation]]", recovered: "dict[str, dict[str, Recovery]]"
+) -> None:
     """MicroWan's section of the page: what its clips show of held-out prompts."""
     from latentloom.micro.report import format_accuracy
 
@@ -165,15 +175,5 @@ def add_accuracy(report: "Report", results: "dict[str, dict[str, Evaluation]]", 
     ]
     report.table(["prompts", "adjustment", "n", *first.accuracy], sorted(rows, key=lambda row: str(row[0])))
     report.paragraph("Share of the gap to verbose prompts that is recovered, in clips right in everything asked for:")
-    shares = [
-        [name, label, format_share(share)]
-        for name, labels in facts["recovered"].items()
-        for label, share in labels.items()
-    ]
+    shares = [[name, label, str(share)] for name, labels in recovered.items() for label, share in labels.items()]
     report.table(["prompts", "adjustment", "recovered"], shares)
-
-
-def format_share(share: dict[str, Any]) -> str:
-    """Percent with its interval."""
-    low, high = share["interval"]
-    return f"{100 * share['share']:.0f} % ({100 * low:.0f} to {100 * high:.0f})"

@@ -1,5 +1,6 @@
 """The adapter: a low-rank correction of every token, orthogonal to it, bounded by it, and gated by its prompt."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from latentloom.delta.pooling import mean_per_prompt
-from latentloom.errors import ShapeError
+from latentloom.errors import ConfigError, ShapeError
 from latentloom.runs import Config
 from latentloom.tensors import TextEmbeddings
 
@@ -164,9 +165,12 @@ def apply_deltas(
 
     Raises:
         ShapeError: embeddings of another width, or not one strength per adapter.
+        ConfigError: a strength that is not finite.
     """
     if len(adapters) != len(strengths):
         raise ShapeError(f"{len(strengths)} strengths for {len(adapters)} adapters; give one each")
+    if not all(math.isfinite(strength) for strength in strengths):
+        raise ConfigError(f"strengths {list(strengths)}; give finite numbers, 1 is as trained")
     active = [(adapter, strength) for adapter, strength in zip(adapters, strengths, strict=True) if strength]
     if not active:
         return TextEmbeddings(embeddings.tokens.clone(), embeddings.lengths)

@@ -123,7 +123,7 @@ def _fused(adapter: EmbeddingDelta, prompts: PromptConstants) -> PooledDelta:
     inner = (lowered - shift) * prompts.rstds.unsqueeze(1) - adapter.down @ adapter.centre
     inner = torch.cat([inner, inner.new_ones(len(inner), 1)], dim=1)
     squares = (inner @ (spread @ spread.T) * inner).sum(dim=1)
-    safe = prompts.squares.clamp_min(torch.finfo(torch.float32).tiny)
+    safe = _divisors(prompts.squares)
     along = (inner * along_spread).sum(dim=1) / safe if adapter.config.orthogonal else None
     if along is not None:
         squares = (squares - along.square() * prompts.squares).clamp_min(0)  # rounding can go below
@@ -137,7 +137,7 @@ def _fused(adapter: EmbeddingDelta, prompts: PromptConstants) -> PooledDelta:
 
 def _packed(adapter: EmbeddingDelta, prompts: PromptConstants) -> PooledDelta:
     deltas = adapter.deltas(prompts.embeddings.tokens)
-    safe = prompts.squares.clamp_min(torch.finfo(torch.float32).tiny)
+    safe = _divisors(prompts.squares)
     relative = (deltas.square().sum(dim=1) / safe).unsqueeze(1)
     square = mean_per_prompt(relative, prompts.embeddings).squeeze(1)
     return PooledDelta(mean_per_prompt(deltas, prompts.embeddings), square)
@@ -149,7 +149,12 @@ def _padded(adapter: EmbeddingDelta, prompts: PromptConstants, pad_to: int | Non
     length = pad_to or max(1, int(embeddings.lengths.max()))
     padded, mask = embeddings.padded(length), embeddings.mask(length)
     deltas = adapter.deltas(padded.flatten(0, 1)).view(padded.shape) * mask.unsqueeze(2)
-    safe = padded.square().sum(dim=2).clamp_min(torch.finfo(torch.float32).tiny)
+    safe = _divisors(padded.square().sum(dim=2))
     count = embeddings.lengths.clamp_min(1)
     square = (deltas.square().sum(dim=2) / safe * mask).sum(dim=1) / count
     return PooledDelta(deltas.sum(dim=1) / count.unsqueeze(1), square)
+
+
+def _divisors(squares: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Squared token lengths to divide by; what is relative to a token of zeros counts as 0."""
+    return squares.masked_fill(squares == 0, torch.inf)

@@ -47,17 +47,17 @@ class DeltaChapter:
         return [item for name in (*FOREIGN, KNOWN) for item in (self.before[name], self.after[name])]
 
 
-def train_adapter(pipeline: WanPipeline, num_pairs: int = NUM_PAIRS, config: TrainConfig = SETTINGS) -> Training:
-    """Encode pairs from the world's lexicons and train on them, in seconds.
+def train_adapter(pipeline: WanPipeline) -> Training:
+    """Encode `NUM_PAIRS` pairs from the world's lexicons and train on them with `SETTINGS`, in seconds.
 
     Raises:
         ConfigError: a pipeline without a text encoder.
     """
     if pipeline.text_encoder is None:
         raise ConfigError("this pipeline has no text encoder, so there is nothing to learn pairs with")
-    pairs = [PromptPair(*pair) for pair in make_pairs(num_pairs)]
+    pairs = [PromptPair(*pair) for pair in make_pairs(NUM_PAIRS)]
     sides = [pipeline.text_encoder.encode(texts) for texts in ([p.base for p in pairs], [p.rewritten for p in pairs])]
-    return train(PairEmbeddings(*sides, pairs, pipeline.text_encoder.fingerprint()), config)
+    return train(PairEmbeddings(*sides, pairs, pipeline.text_encoder.fingerprint()), SETTINGS)
 
 
 def run_delta_chapter(pipeline: WanPipeline, before: Sequence[Evaluation], seed: int) -> DeltaChapter:
@@ -95,8 +95,7 @@ def add_delta_chapter(report: Report, chapter: DeltaChapter, fps: float, rows_sh
     for name in FOREIGN:
         share = recovery(chapter.before[KNOWN], chapter.before[name], chapter.after[name])
         report.paragraph(
-            f"{name}: the adapter wins back {100 * share.share:.0f} % ({100 * share.low:.0f} to {100 * share.high:.0f})"
-            " of what these words cost in clips that are right in everything."
+            f"{name}: of what these words cost in clips that are right in everything, the adapter wins back {share}."
         )
     report.figure(plot_accuracy(items), "Attribute accuracy without and with the adapter; dotted: a guess.")
     for index in range(min(rows_shown, len(items[0].questions))):

@@ -27,6 +27,11 @@ class Recovery:
         """The share and its interval."""
         return {"share": self.share, "interval": [self.low, self.high]}
 
+    def __str__(self) -> str:
+        if not np.isfinite(self.share):
+            return "nothing, since there is no gap"
+        return f"{100 * self.share:.0f} % ({100 * self.low:.0f} to {100 * self.high:.0f})"
+
 
 def evaluate_adjusted(
     pipeline: WanPipeline,
@@ -55,15 +60,19 @@ def recovery(known: Evaluation, foreign: Evaluation, adjusted: Evaluation, seed:
     """(adjusted - foreign) / (known - foreign) in clips that are right in everything asked for.
 
     Args:
-        known, foreign: without an adjustment, for the same attributes in the same order.
+        known, foreign: without an adjustment, for the same attributes in the same order; without a gap between them
+            the share is NaN.
         adjusted: the foreign prompts with it.
         seed: of the bootstrap over prompts, which draws the same ones from all three.
     """
     right = np.array([_right(item) for item in (known, foreign, adjusted)], dtype=float)
     draws = np.random.default_rng(seed).integers(right.shape[1], size=(_NUM_RESAMPLES, right.shape[1]))
     shares = _share(right[:, draws].mean(axis=2))
+    share = float(_share(right.mean(axis=1)))
+    if not np.isfinite(shares).any():
+        return Recovery(share, np.nan, np.nan)
     low, high = np.nanpercentile(shares, [2.5, 97.5])
-    return Recovery(float(_share(right.mean(axis=1))), float(low), float(high))
+    return Recovery(share, float(low), float(high))
 
 
 def _right(item: Evaluation) -> list[bool]:
