@@ -107,6 +107,13 @@ def test_other_settings_or_another_cache_do_not_share_a_folder(finished: Path, c
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
+def test_settings_that_cannot_run_do_not_take_the_folder(cache, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"30 pairs with val_frac=0\.95"):
+        run_training(cache, SETTINGS.model_copy(update={"val_frac": 0.95}), tmp_path / "run", "boats")
+    assert not (tmp_path / "run").exists()
+    run_training(cache, SETTINGS, tmp_path / "run", "boats")
+
+
 def test_a_digest_tells_caches_apart_and_ignores_their_texts(cache):
     assert cache_digest(cache) == cache_digest(PairEmbeddings(cache.base, cache.rewritten))
     assert cache_digest(cache) != cache_digest(PairEmbeddings(cache.rewritten, cache.base))

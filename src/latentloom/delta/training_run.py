@@ -8,6 +8,7 @@ from latentloom.delta.cache import PairEmbeddings
 from latentloom.delta.config import TrainConfig
 from latentloom.delta.files import ADAPTER_NAME, save_adapter
 from latentloom.delta.pooling import pool
+from latentloom.delta.split import Split
 from latentloom.delta.train import BASELINES, Training, train
 from latentloom.delta.training_report import write_training_report
 from latentloom.errors import ConfigError
@@ -32,6 +33,8 @@ def run_training(cache: PairEmbeddings, config: TrainConfig, out_dir: Path, data
     """
     digest = cache_digest(cache)
     _refuse_other_run(out_dir, config, digest)
+    # refuses too few pairs before the folder belongs to settings that cannot run
+    Split.of(cache, config.val_frac, config.test_frac, config.seed)
     with RunFolder.at(out_dir, config, data=data) as run:
         write_json(out_dir / "cache.json", {"digest": digest, "encoder": cache.encoder, "num_pairs": len(cache)})
         training = train(cache, config, run.checkpoints)
