@@ -113,6 +113,37 @@ def test_a_run_is_found_by_the_beginning_of_its_id(tmp_path):
         find_run(tmp_path, first.path.name)
 
 
+def test_a_run_can_be_in_a_folder_that_the_user_named(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "my run"
+    run = RunFolder.at(path, Settings())
+    assert (run.path, run.record.id) == (path, "my run")
+    assert tomllib.loads((path / "config.toml").read_text())["rate"] == 0.5
+    assert RunRecord.read(path).status == "running"
+    monkeypatch.chdir(path)
+    assert RunFolder.at(".", Settings()).record.id == "my run"
+
+
+def test_a_later_run_in_the_same_folder_replaces_the_record_and_leaves_the_rest(tmp_path):
+    with RunFolder.at(tmp_path / "run", Settings()) as first:
+        (first.checkpoints / "a").write_text("kept")
+        first.finish({"accuracy": 0.5}, decision="keep")
+    with pytest.raises(KeyboardInterrupt), RunFolder.at(tmp_path / "run", Settings(rate=0.25)) as second:
+        raise KeyboardInterrupt
+    stored = RunRecord.read(tmp_path / "run")
+    assert (stored.status, stored.decision) == ("interrupted", None)
+    assert tomllib.loads((tmp_path / "run" / "config.toml").read_text())["rate"] == 0.25
+    assert (second.checkpoints / "a").read_text() == "kept"
+
+
+def test_a_named_folder_needs_a_complete_header_and_a_place_to_write(tmp_path):
+    with pytest.raises(ConfigError, match="lacks (seeds, data|data, seeds);"):
+        RunFolder.at(tmp_path / "run", {})
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="file"):
+        RunFolder.at(tmp_path / "file" / "run", Settings())
+
+
 @pytest.mark.parametrize("name", ["", "../out", "a b", ".hidden", "a/b", "x" * 100, "é"])
 def test_names_that_are_no_folder_names_are_refused(tmp_path, name):
     with pytest.raises(ConfigError, match="run name"):
