@@ -17,7 +17,9 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from latentloom.errors import CheckpointError, ConfigError, PromptError
 from latentloom.tensors import TextEmbeddings, VideoLatents
+from latentloom.wan.clip_size import ClipSize
 from latentloom.wan.pipeline import WanPipeline
+from latentloom.wan.sampling import SamplingSettings, build_scheduler, draw_noise
 
 SMALL: dict[str, Any] = {"num_frames": 5, "height": 16, "width": 32, "steps": 3, "guidance": 3.0, "shift": 3.0}
 PROMPTS = ["a small red circle moves left", "blue"]
@@ -94,6 +96,36 @@ def test_no_guidance_gives_the_latents_of_diffusers_and_one_call_per_step(pipeli
     assert calls == [2] * 6
     expected = run_reference(reference_for(pipeline), "latent", guidance_scale=1.0)
     torch.testing.assert_close(latents.values, expected, atol=1e-4, rtol=0)
+
+
+def test_a_velocity_is_what_sampling_follows_from_the_noise_on(pipeline: WanPipeline):
+    size, text = ClipSize.for_model(pipeline.facts, 5, 16, 32), pipeline.encode(PROMPTS)
+    settings = SamplingSettings.for_model(pipeline.facts, 1, 1.0, 3.0, "euler")
+    noise = draw_noise(pipeline.grid.shape(size), [5, 6], pipeline.device)
+    scheduler = build_scheduler(settings)
+    with torch.no_grad():
+        velocity = pipeline.velocity(noise, scheduler.timesteps[0], text)
+    stepped = scheduler.step(velocity, scheduler.timesteps[0], noise, return_dict=False)[0]
+    sampled = pipeline.sample(text, size=size, settings=settings, seeds=[5, 6]).values
+    torch.testing.assert_close(stepped, sampled)
+    assert (velocity.shape, velocity.dtype) == (noise.shape, torch.float32)
+
+
+def test_a_velocity_depends_on_text_and_timestep_and_comes_from_the_expert_in_charge(two_experts: WanPipeline):
+    noise = torch.randn(1, 4, 2, 2, 4, generator=torch.Generator().manual_seed(0))
+    text = two_experts.encode(PROMPTS)
+    single = replace(two_experts, transformer_2=None)
+    low_only = replace(two_experts, transformer=two_experts.transformer_2, transformer_2=None)
+
+    def answer(pipeline: WanPipeline, timestep: float, row: int = 0) -> Tensor:
+        with torch.no_grad():
+            return pipeline.velocity(noise, torch.tensor(timestep), text[[row]])
+
+    assert torch.equal(answer(two_experts, 900.0), answer(single, 900.0))
+    assert torch.equal(answer(two_experts, 800.0), answer(low_only, 800.0))
+    assert not torch.allclose(answer(two_experts, 800.0), answer(single, 800.0))
+    assert not torch.allclose(answer(single, 900.0), answer(single, 900.0, row=1))
+    assert not torch.allclose(answer(single, 900.0), answer(single, 300.0))
 
 
 def test_a_guidance_of_one_on_one_side_of_the_boundary_skips_the_unconditional_call_there(two_experts: WanPipeline):
