@@ -62,7 +62,7 @@ def command(
     with clock.time("load"):
         from latentloom.delta.cache import read_cache
         from latentloom.delta.config import TrainConfig
-        from latentloom.delta.training_run import run_training, training_record
+        from latentloom.delta.training_run import cache_digest, run_training, training_record
         from latentloom.runs import load_config
 
         settings: dict[str, object] = {
@@ -77,7 +77,7 @@ def command(
     with clock.time("training"):
         training = run_training(pairs, config, out_dir, str(cache))
     print_candidates(training)
-    record = training_record(training, config, pairs, "")
+    record = training_record(training, config, pairs, cache_digest(pairs))
     typer.echo(f"{record['decision']}\nadapter: {out_dir / 'embdelta_adapter.safetensors'} (and .pt)")
     typer.echo(f"{clock.seconds['training']:.1f} s; report: {out_dir / 'report.html'}")
     emit_json(json_file, {**record, "out_dir": str(out_dir), "seconds": clock.seconds})
