@@ -24,7 +24,9 @@ class Corpus:
         fillers = torch.randn(4, DIM, generator=generator)
         base, rewritten = [], []
         for _ in range(NUM_PAIRS + 20):
-            num_words, num_fillers = (int(torch.randint(*limits, (), generator=generator)) for limits in [(3, 9), (5,)])
+            num_words, num_fillers = (
+                int(torch.randint(low, high, (), generator=generator)) for low, high in [(3, 9), (0, 5)]
+            )
             words = torch.randperm(NUM_WORDS, generator=generator)[:num_words]
             sentence = torch.cat([self.known[words], fillers[:num_fillers]])
             base.append(self.foreign[words])

@@ -9,7 +9,7 @@ from pydantic_core import to_json
 
 from latentloom.micro.attributes import Attributes
 from latentloom.micro.evaluate import Evaluation
-from latentloom.micro.recovery import FOREIGN, KNOWN, evaluate_adjusted, recovery
+from latentloom.micro.recovery import FOREIGN, KNOWN, Recovery, evaluate_adjusted, recovery
 from latentloom.micro.score import Question, prompt_set, tally
 
 ASKED = Attributes(colour="red", shape="circle")
@@ -37,12 +37,15 @@ def test_the_share_counts_clips_that_are_right_in_everything_asked_for():
 
 
 def test_more_prompts_narrow_the_interval_and_a_seed_fixes_it():
-    few = [evaluation([1, 1, 1, 1, 0] * 4), evaluation([0, 0, 0, 1, 0] * 4), evaluation([0, 1, 0, 1, 0] * 4)]
-    many = [evaluation([1, 1, 1, 1, 0] * 40), evaluation([0, 0, 0, 1, 0] * 40), evaluation([0, 1, 0, 1, 0] * 40)]
-    narrow, wide = recovery(*many), recovery(*few)
+    def found(times: int, seed: int = 0) -> Recovery:
+        patterns = [1, 1, 1, 1, 0], [0, 0, 0, 1, 0], [0, 1, 0, 1, 0]
+        known, foreign, adjusted = (evaluation(pattern * times) for pattern in patterns)
+        return recovery(known, foreign, adjusted, seed)
+
+    wide, narrow = found(4), found(40)
     assert narrow.share == wide.share == pytest.approx(1 / 3)
     assert narrow.high - narrow.low < 0.5 * (wide.high - wide.low)
-    assert narrow == recovery(*many) != recovery(*many, seed=1)
+    assert narrow == found(40) != found(40, seed=1)
 
 
 @pytest.mark.parametrize("foreign", [[1, 1, 0], [1, 1, 1]])

@@ -136,7 +136,7 @@ def test_a_later_run_in_the_same_folder_replaces_the_record_and_leaves_the_rest(
 
 
 def test_a_named_folder_needs_a_complete_header_and_a_place_to_write(tmp_path):
-    with pytest.raises(ConfigError, match="lacks (seeds, data|data, seeds);"):
+    with pytest.raises(ConfigError, match=r"lacks (seeds, data|data, seeds);"):
         RunFolder.at(tmp_path / "run", {})
     assert not (tmp_path / "run").exists()
     (tmp_path / "file").write_text("")
