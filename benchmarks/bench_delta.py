@@ -1,7 +1,7 @@
 """Times an epoch of delta training fused, packed and padded, beside the fused way's matrix products alone (the floor).
 
 How far the ways' losses and gradients are apart, and the memory that their steps need, come with it.
-Run: OMP_NUM_THREADS=1 .venv/bin/python benchmarks/bench_delta.py
+Run: OMP_NUM_THREADS=1 .venv/bin/python benchmarks/bench_delta.py > benchmarks/results/delta.txt
 """
 
 import argparse
@@ -62,10 +62,8 @@ def main() -> None:
         return
     print(f"{NUM_PAIRS} pairs, d={WIDTH}, rank {RANK}, batch {BATCH}, float32")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {_processor()}")
-    print(
-        f"median of 7 epochs, 3 of those padded to batch max; padded to {PADDED_LENGTH}: two steps, scaled to the epoch"
-    )
-    print("peak MB: what two steps need at most beyond data, weights and optimizer")
+    print(f"median of 7 epochs, of 3 padded to batch max; padded to {PADDED_LENGTH}: two steps, scaled to the epoch")
+    print("peak MB: what two steps need at most beyond data and weights")
     print("values (pooled corrections, loss terms) and gradients: the largest relative distance from the fused way's")
     for mean_length in MEAN_LENGTHS:
         _report(mean_length)
@@ -228,7 +226,8 @@ def _values_and_gradients(way: Way, pairs: PairEmbeddings) -> tuple[list[Tensor]
     gradients = [parameter.grad for parameter in adapter.parameters()]
     with torch.no_grad():
         pooled = pooled_delta(adapter, training.base, *way)
-    return [*pooled, *terms], [gradient for gradient in gradients if gradient is not None]
+    # the terms as one: some are 1 - cos, of which the cosine's last bit can be 2e-5
+    return [*pooled, terms], [gradient for gradient in gradients if gradient is not None]
 
 
 def _difference(expected: list[Tensor], given: list[Tensor]) -> float:
