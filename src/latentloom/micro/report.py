@@ -96,7 +96,7 @@ def plot_accuracy(evaluations: Sequence[Evaluation]) -> Figure:
         axes.hlines(100 * chance(name), number - 0.45, number + 0.45, colors="0.2", linestyles="dotted")
     axes.set(xticks=range(len(attributes)), xticklabels=attributes, ylabel="%", ylim=(0, 105))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=len(evaluations), loc="upper center", bbox_to_anchor=(0.5, 1.16), fontsize=8)
+    figure.legend(frameon=False, ncols=5 if len(evaluations) <= 5 else 3, loc="outside upper center", fontsize=8)
     return figure
 
 
