@@ -149,3 +149,12 @@ def test_fused_makes_no_array_of_tokens_by_channels_forward_or_backward(make_pro
         found[method] = largest.numel
     assert found["packed"] >= sum(lengths) * dim  # so the count sees such an array
     assert found["fused"] <= sum(lengths) * (2 * 4 + 1)
+
+
+@pytest.mark.parametrize("method", ["fused", "packed", "padded"])
+def test_a_token_of_zeros_does_not_count_towards_the_magnitude(method, make_adapter):
+    tokens = torch.cat([torch.zeros(1, 24), torch.randn(1, 24, generator=torch.Generator().manual_seed(3))])
+    prompts = PromptConstants.of(TextEmbeddings(tokens, torch.tensor([2])))
+    square = pooled_delta(make_adapter(cap=None), prompts, method).square
+    alone = PromptConstants.of(TextEmbeddings(tokens[1:], torch.tensor([1])))
+    assert torch.allclose(square, pooled_delta(make_adapter(cap=None), alone, method).square / 2, rtol=1e-4)

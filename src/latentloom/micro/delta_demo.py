@@ -56,8 +56,10 @@ def train_adapter(pipeline: WanPipeline) -> Training:
     if pipeline.text_encoder is None:
         raise ConfigError("this pipeline has no text encoder, so there is nothing to learn pairs with")
     pairs = [PromptPair(*pair) for pair in make_pairs(NUM_PAIRS)]
-    sides = [pipeline.text_encoder.encode(texts) for texts in ([p.base for p in pairs], [p.rewritten for p in pairs])]
-    return train(PairEmbeddings(*sides, pairs, pipeline.text_encoder.fingerprint()), SETTINGS)
+    base, rewritten = (
+        pipeline.text_encoder.encode([getattr(p, side) for p in pairs]) for side in ("base", "rewritten")
+    )
+    return train(PairEmbeddings(base, rewritten, pairs, pipeline.text_encoder.fingerprint()), SETTINGS)
 
 
 def run_delta_chapter(pipeline: WanPipeline, before: Sequence[Evaluation], seed: int) -> DeltaChapter:

@@ -1,5 +1,7 @@
 """Exponential moving average of a module's weights."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -36,7 +38,7 @@ class WeightAverage:
         """The average and its number of updates, as tensors."""
         return {**self.weights, "num_updates": torch.tensor(self.num_updates)}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state_dict` gave."""
         self.num_updates = int(state["num_updates"])
         for name, weight in self.weights.items():
