@@ -73,8 +73,7 @@ def test_a_chart_has_a_bar_per_set_and_attribute(evaluations):
     colour = evaluations[1].accuracy["colour"].share
     assert heights[1] == pytest.approx([100 * colour, 100, 100, 100, 100, 100 * colour])
     assert [label.get_text() for label in axes.get_xticklabels()] == [*VALUES, "all"]
-    legend = axes.get_legend()
-    assert legend is not None
+    (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["verbose", "terse"]
 
 
