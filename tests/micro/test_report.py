@@ -65,7 +65,8 @@ def test_a_contact_sheet_holds_the_first_clips_of_every_set(evaluations, tmp_pat
 
 
 def test_a_chart_has_a_bar_per_set_and_attribute(evaluations):
-    (axes,) = plot_accuracy(evaluations[:2]).axes
+    figure = plot_accuracy(evaluations[:2])
+    (axes,) = figure.axes
     heights = [
         [bar.get_height() for bar in container] for container in axes.containers if hasattr(container, "patches")
     ]
