@@ -9,7 +9,7 @@ import torch
 
 from latentloom.delta import train as training
 from latentloom.delta.alignment import fit_aligned
-from latentloom.delta.baselines import fit_ridge
+from latentloom.delta.baselines import MEAN_DELTA, NO_ADAPTER, RIDGE, fit_ridge
 from latentloom.delta.config import CAPS, TrainConfig
 from latentloom.delta.model import EmbeddingDelta
 from latentloom.delta.pair_embeddings import PairEmbeddings
@@ -17,7 +17,7 @@ from latentloom.delta.pairs import PromptPair
 from latentloom.delta.pooled_delta import PromptConstants
 from latentloom.delta.pooling import pool
 from latentloom.delta.split import Split
-from latentloom.delta.train import MEAN_DELTA, NO_ADAPTER, RIDGE, Training, train
+from latentloom.delta.train import Training, train
 from latentloom.errors import CheckpointError, ConfigError
 from latentloom.tensors import TextEmbeddings
 

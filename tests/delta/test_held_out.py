@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentloom.delta.baselines import fit_mean, identity_adapter
+from latentloom.delta.baselines import MEAN_DELTA, NO_ADAPTER, RIDGE, fit_mean, identity_adapter
 from latentloom.delta.config import TrainConfig
 from latentloom.delta.files import save_adapter
 from latentloom.delta.held_out import ADAPTER, evaluate_held_out
@@ -14,7 +14,6 @@ from latentloom.delta.pair_embeddings import PairEmbeddings
 from latentloom.delta.pairs import PromptPair
 from latentloom.delta.pooling import pool
 from latentloom.delta.split import Split
-from latentloom.delta.train import MEAN_DELTA, NO_ADAPTER, RIDGE
 from latentloom.delta.training_run import run_training
 from latentloom.errors import CheckpointError, ConfigError
 

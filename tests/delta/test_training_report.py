@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from latentloom.delta.baselines import NO_ADAPTER, RIDGE
 from latentloom.delta.config import CAPS, TrainConfig
 from latentloom.delta.history import History
 from latentloom.delta.model import DeltaConfig, EmbeddingDelta
 from latentloom.delta.split import Split
-from latentloom.delta.train import NO_ADAPTER, RIDGE, Candidate, Training
+from latentloom.delta.train import Candidate, Training
 from latentloom.delta.training_report import plot_choice, plot_scores, write_training_report
 from latentloom.delta.validation import LARGEST_DRIFT, Score
 

@@ -11,6 +11,9 @@ from latentloom.delta.model import DeltaConfig, EmbeddingDelta
 from latentloom.delta.pooled_delta import PromptConstants
 from latentloom.delta.pooling import mean_per_prompt
 
+NO_ADAPTER, MEAN_DELTA, RIDGE = "no adapter", "mean delta", "ridge"
+BASELINES = (NO_ADAPTER, MEAN_DELTA, RIDGE)
+
 _PENALTIES = tuple(10.0**power for power in range(-5, 3))
 """Tried for ridge, in units of the features' mean squared singular value."""
 
@@ -96,6 +99,22 @@ def fit_ridge(
         fits.append((F.cosine_similarity(adjusted, val_rewritten).mean().item(), relative, right, shift))
     _, relative, right, shift = max(fits, key=lambda fit: fit[0])
     return RidgeFit(centre, inner.T.contiguous(), right, shift, relative)
+
+
+def fit_baselines(
+    base: Float[Tensor, "B D"], rewritten: Float[Tensor, "B D"], ridge: RidgeFit
+) -> dict[str, EmbeddingDelta]:
+    """What needs no SGD, by name: no adapter, the mean delta and ridge.
+
+    Args:
+        base, rewritten: pooled training prompts.
+        ridge: fitted to them.
+    """
+    return {
+        NO_ADAPTER: identity_adapter(base.shape[1]),
+        MEAN_DELTA: fit_mean(base, rewritten),
+        RIDGE: ridge_adapter(ridge),
+    }
 
 
 def ridge_adapter(fit: RidgeFit) -> EmbeddingDelta:

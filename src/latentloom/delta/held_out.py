@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentloom.delta.baselines import fit_mean, fit_ridge, identity_adapter, ridge_adapter
+from latentloom.delta.baselines import NO_ADAPTER, fit_baselines, fit_ridge, identity_adapter
 from latentloom.delta.cache import PairEmbeddings
 from latentloom.delta.evaluate import evaluate_adjustments
 from latentloom.delta.evaluation import Evaluation
@@ -12,7 +12,6 @@ from latentloom.delta.files import load_embdelta_adapter, read_adapter
 from latentloom.delta.model import EmbeddingDelta
 from latentloom.delta.pooled_delta import PromptConstants
 from latentloom.delta.pooling import pool
-from latentloom.delta.train import MEAN_DELTA, NO_ADAPTER, RIDGE
 from latentloom.delta.training_run import cache_digest
 from latentloom.errors import CheckpointError, ConfigError
 
@@ -53,19 +52,19 @@ def evaluate_held_out(cache: PairEmbeddings, adapter_file: Path | str, seed: int
             f"{adapter_file} was trained on embeddings of encoder {trained_on['encoder']}, and this cache is of "
             f"{cache.encoder}; give a cache of the same text encoder"
         )
-    unchanged = {NO_ADAPTER: identity_adapter(cache.dim)}
     if trained_on.get("digest") != cache_digest(cache):
         about = f"all {len(cache)} pairs of a cache that the adapter was not trained on"
-        return _measured({**unchanged, ADAPTER: adapter}, cache, cache, record, about, seed)
+        return _measured({NO_ADAPTER: identity_adapter(cache.dim), ADAPTER: adapter}, cache, cache, record, about, seed)
     split = record["split"]
     if not split["test"]:
         raise ConfigError("the adapter was trained on this whole cache (test_frac 0); give a cache of other pairs")
     train, validation, test = (cache[split[part]] for part in ("train", "validation", "test"))
     base, rewritten = PromptConstants.of(train.base), pool(train.rewritten)
     ridge = fit_ridge(base, rewritten, PromptConstants.of(validation.base), pool(validation.rewritten))
-    fitted = {MEAN_DELTA: fit_mean(base.pooled, rewritten), RIDGE: ridge_adapter(ridge)}
     about = f"the {len(test)} test pairs of the cache, baselines fitted on its {len(train)} training pairs"
-    return _measured({**unchanged, **fitted, ADAPTER: adapter}, train, test, record, about, seed)
+    return _measured(
+        {**fit_baselines(base.pooled, rewritten, ridge), ADAPTER: adapter}, train, test, record, about, seed
+    )
 
 
 def _measured(

@@ -11,15 +11,7 @@ import torch
 from torch import Tensor
 
 from latentloom.delta.alignment import fit_aligned
-from latentloom.delta.baselines import (
-    RidgeFit,
-    fit_mean,
-    fit_ridge,
-    identity_adapter,
-    ridge_adapter,
-    start_from_fit,
-    token_centre,
-)
+from latentloom.delta.baselines import RidgeFit, fit_baselines, fit_mean, fit_ridge, start_from_fit, token_centre
 from latentloom.delta.config import Init, TrainConfig
 from latentloom.delta.files import load_embdelta_adapter, read_adapter, save_adapter
 from latentloom.delta.history import History
@@ -33,8 +25,6 @@ from latentloom.delta.validation import Score, Validation
 from latentloom.runs import track
 from latentloom.training import WeightAverage, load_state, save_state
 
-NO_ADAPTER, MEAN_DELTA, RIDGE = "no adapter", "mean delta", "ridge"
-BASELINES = (NO_ADAPTER, MEAN_DELTA, RIDGE)
 _GATE_START = 4.0  # logit of the gate before training: open, so that corrections are learned from the first step
 
 
@@ -116,11 +106,7 @@ def train(cache: PairEmbeddings, config: TrainConfig, folder: Path | None = None
 
 def baselines(pairs: TrainingPairs, ridge: RidgeFit, validation: Validation) -> list[Candidate]:
     """The candidates that need no SGD."""
-    adapters = {
-        NO_ADAPTER: identity_adapter(pairs.rewritten.shape[1]),
-        MEAN_DELTA: fit_mean(pairs.base.pooled, pairs.rewritten),
-        RIDGE: ridge_adapter(ridge),
-    }
+    adapters = fit_baselines(pairs.base.pooled, pairs.rewritten, ridge)
     return [Candidate(name, adapter, validation.score(adapter)) for name, adapter in adapters.items()]
 
 

@@ -11,9 +11,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from latentloom.delta.baselines import BASELINES
 from latentloom.delta.config import TrainConfig
 from latentloom.delta.history import LOSSES, SCORES
-from latentloom.delta.train import BASELINES, Candidate, Training
+from latentloom.delta.train import Candidate, Training
 from latentloom.delta.validation import LARGEST_DRIFT, LARGEST_RECALL_LOSS, Score
 from latentloom.runs import Report
 

@@ -4,12 +4,13 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from latentloom.delta.baselines import BASELINES
 from latentloom.delta.cache import PairEmbeddings
 from latentloom.delta.config import TrainConfig
 from latentloom.delta.files import ADAPTER_NAME, save_adapter
 from latentloom.delta.pooling import pool
 from latentloom.delta.split import Split
-from latentloom.delta.train import BASELINES, Training, train
+from latentloom.delta.train import Training, train
 from latentloom.delta.training_report import write_training_report
 from latentloom.errors import ConfigError
 from latentloom.runs import RunFolder, to_toml
