@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from diffusers.models.attention_processor import AttentionProcessor
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor, WanTransformer3DModel
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentloom.errors import ShapeError
@@ -34,14 +34,27 @@ class PaddingFold:
         """
         lengths = embeddings.lengths
         longest = int(lengths.max())
-        if longest > self.max_length:
-            raise ShapeError(f"a text of {longest} rows does not fit into {self.max_length}: cut it")
-        num_padding = (self.max_length - lengths).float()
-        rows = torch.arange(longest + 1, device=lengths.device)
-        bias = torch.where(rows < lengths[:, None], 0.0, -math.inf)
-        bias[:, longest] = num_padding.log()
-        self.bias = bias[:, None, None].to(embeddings.tokens.dtype)
+        self.bias = key_bias(lengths, longest, self.max_length).to(embeddings.tokens.dtype)
         return embeddings.padded(longest + 1)
+
+
+def key_bias(lengths: Int[Tensor, "B"], longest: int, max_length: int) -> Float[Tensor, "B 1 1 K"]:
+    """What is added to the logits of K = `longest + 1` rows, of which the last stands for all padding.
+
+    Args:
+        lengths: rows of each text; what lies between a text's end and the last row has no weight.
+        longest: at least the longest of them.
+        max_length: rows that the texts would be padded to.
+
+    Raises:
+        ShapeError: where a text is longer than the padded length.
+    """
+    if longest > max_length:
+        raise ShapeError(f"a text of {longest} rows does not fit into {max_length}: cut it")
+    rows = torch.arange(longest + 1, device=lengths.device)
+    bias = torch.where(rows < lengths[:, None], 0.0, -math.inf)
+    bias[:, longest] = (max_length - lengths).float().log()
+    return bias[:, None, None]
 
 
 @contextmanager
@@ -57,17 +70,20 @@ def fold_padding(transformer: WanTransformer3DModel, max_length: int = 512) -> I
     before = [layer.processor for layer in layers]
     try:
         for layer in layers:
-            layer.set_processor(cast(AttentionProcessor, _FoldedProcessor(fold)))
+            layer.set_processor(cast(AttentionProcessor, FoldedProcessor(fold)))
         yield fold
     finally:
         for layer, processor in zip(layers, before, strict=True):
             layer.set_processor(processor)
 
 
-class _FoldedProcessor(WanAttnProcessor):
+class FoldedProcessor(WanAttnProcessor):
+    """Attention over rows that a fold made, or over other rows that come with a key bias of their own as the mask."""
+
     def __init__(self, fold: PaddingFold) -> None:
         super().__init__()
-        self._fold = fold
+        self.fold = fold
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None) -> Tensor:
-        return super().__call__(attn, hidden_states, encoder_hidden_states, self._fold.bias, rotary_emb)
+        bias = self.fold.bias if attention_mask is None else attention_mask
+        return super().__call__(attn, hidden_states, encoder_hidden_states, bias, rotary_emb)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from latentloom.wan import checkpoints
 from latentloom.wan.clip_size import ClipSize, LatentGrid
 from latentloom.wan.facts import ModelFacts
 from latentloom.wan.folded_padding import fold_padding
+from latentloom.wan.model_call import ModelCall, schedule_progress
 from latentloom.wan.offload import offload_groups, store_in_fp8
 from latentloom.wan.sampling import (
     NUM_TRAIN_TIMESTEPS,
@@ -34,6 +36,9 @@ from latentloom.wan.text_encoder import MAX_TOKENS, WanTextEncoder
 from latentloom.wan.vae import decode_video
 
 Adjust = Callable[[TextEmbeddings], TextEmbeddings]
+
+AroundCall = Callable[[ModelCall], AbstractContextManager[object]]
+"""What a transformer does for one call may be changed inside the context manager that this gives for the call."""
 
 MAX_CLIPS_PER_BATCH = 16
 MAX_TOKENS_PER_BATCH = 2**15
@@ -52,6 +57,7 @@ class WanPipeline:
         transformer_2: the low-noise expert of a two-expert model.
         device: where everything computes, wherever the weights rest.
         dtype: what the transformer computes in.
+        around_call: entered around every call of a transformer while sampling; who sets it puts back what was there.
     """
 
     text_encoder: WanTextEncoder | None
@@ -61,6 +67,7 @@ class WanPipeline:
     transformer_2: WanTransformer3DModel | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    around_call: AroundCall | None = None
 
     @classmethod
     def load(
@@ -209,7 +216,8 @@ class WanPipeline:
         batches = []
         for rows in self.batches(len(seeds), size, batch_size):
             noise = draw_noise(shape, seeds[rows], self.device)
-            velocity = self._velocity(positive[rows], unconditional, settings)
+            clips = tuple(range(len(seeds)))[rows]
+            velocity = self._velocity(positive[rows], unconditional, settings, clips)
             scheduler = build_scheduler(settings, self.device)
             batches.append(VideoLatents(sample(velocity, noise, scheduler, callback)))
         return VideoLatents.cat(batches)
@@ -218,8 +226,39 @@ class WanPipeline:
         self, latents: Float[Tensor, "B C T H W"], timestep: Num[Tensor, ""], text: TextEmbeddings
     ) -> Float[Tensor, "B C T H W"]:
         """The model's own answer at one timestep (0 to 1,000), in float32, by the expert in charge; no guidance."""
-        expert, _ = self._expert(float(timestep), SamplingSettings.for_model(self.facts))
-        return self._predict(expert, latents, timestep, text.to(self.device, self.dtype))
+        settings = SamplingSettings.for_model(self.facts)
+        expert, _ = self.expert(float(timestep), settings)
+        clips = tuple(range(len(latents)))
+        return self._call(self._model_call(expert, latents, timestep, text, (True,) * len(clips), clips, settings))
+
+    def predict(
+        self,
+        model: WanTransformer3DModel,
+        latents: Float[Tensor, "B C T H W"],
+        timestep: Num[Tensor, ""],
+        text: TextEmbeddings,
+    ) -> Float[Tensor, "B C T H W"]:
+        """One call of one transformer, in float32; whatever `around_call` does elsewhere is left out here.
+
+        Padded text rows are zeros that the model attends to, as it was trained.
+        """
+        text = text.to(self.device, self.dtype)
+        inputs = {
+            "hidden_states": latents.to(self.dtype),
+            "timestep": timestep.expand(len(latents)),
+            "return_dict": False,
+        }
+        if self.dtype != torch.float32:  # the fold's logit of log(512 - L) would round, by one percent in bfloat16
+            return model(encoder_hidden_states=text.padded(MAX_TOKENS), **inputs)[0].float()
+        with fold_padding(model, MAX_TOKENS) as fold:
+            return model(encoder_hidden_states=fold(text), **inputs)[0]
+
+    def expert(self, timestep: float, settings: SamplingSettings) -> tuple[WanTransformer3DModel, float]:
+        """The transformer in charge at a timestep, and its guidance."""
+        boundary = self.facts.boundary
+        if self.transformer_2 is None or boundary is None or timestep >= boundary * NUM_TRAIN_TIMESTEPS:
+            return self.transformer, settings.guidance[0]
+        return self.transformer_2, settings.guidance[1]
 
     def decode(self, latents: VideoLatents, batch_size: int | None = None) -> UInt8[Tensor, "B T H W 3"]:
         """Decode latents into frames on the CPU."""
@@ -249,51 +288,52 @@ class WanPipeline:
         return encoded
 
     def _velocity(
-        self, positive: TextEmbeddings, negative: TextEmbeddings | None, settings: SamplingSettings
+        self,
+        positive: TextEmbeddings,
+        negative: TextEmbeddings | None,
+        settings: SamplingSettings,
+        clips: tuple[int, ...],
     ) -> Velocity:
         """The guided model as a function of latents and timestep, with the expert chosen by the timestep."""
         text = positive.to(self.device, self.dtype)
         blank = None if negative is None else negative.to(self.device, self.dtype)[[0] * len(text)]
+        given, left_out = (True,) * len(clips), (False,) * len(clips)
 
         def velocity(latents: Float[Tensor, "B C T H W"], timestep: Num[Tensor, ""]) -> Float[Tensor, "B C T H W"]:
-            model, guidance = self._expert(float(timestep), settings)
+            model, guidance = self.expert(float(timestep), settings)
+
+            def answer(latents: Tensor, text: TextEmbeddings, sides: tuple[bool, ...], of: tuple[int, ...]) -> Tensor:
+                return self._call(self._model_call(model, latents, timestep, text, sides, of, settings))
+
             if blank is None or guidance <= 1:
-                return self._predict(model, latents, timestep, text)
+                return answer(latents, text, given, clips)
             if settings.batched_guidance:
-                texts = TextEmbeddings.cat([text, blank])
-                conditional, unconditional = self._predict(model, latents.repeat(2, 1, 1, 1, 1), timestep, texts).chunk(
-                    2
-                )
+                both = TextEmbeddings.cat([text, blank])
+                prediction = answer(latents.repeat(2, 1, 1, 1, 1), both, given + left_out, clips + clips)
+                conditional, unconditional = prediction.chunk(2)
             else:
-                conditional = self._predict(model, latents, timestep, text)
-                unconditional = self._predict(model, latents, timestep, blank)
+                conditional = answer(latents, text, given, clips)
+                unconditional = answer(latents, blank, left_out, clips)
             return guide(conditional, unconditional, guidance)
 
         return velocity
 
-    def _expert(self, timestep: float, settings: SamplingSettings) -> tuple[WanTransformer3DModel, float]:
-        boundary = self.facts.boundary
-        if self.transformer_2 is None or boundary is None or timestep >= boundary * NUM_TRAIN_TIMESTEPS:
-            return self.transformer, settings.guidance[0]
-        return self.transformer_2, settings.guidance[1]
-
-    def _predict(
+    def _model_call(
         self,
         model: WanTransformer3DModel,
         latents: Float[Tensor, "B C T H W"],
         timestep: Num[Tensor, ""],
         text: TextEmbeddings,
-    ) -> Float[Tensor, "B C T H W"]:
-        """Velocity in float32. Padded text rows are zeros that the model attends to, as it was trained."""
-        inputs = {
-            "hidden_states": latents.to(self.dtype),
-            "timestep": timestep.expand(len(latents)),
-            "return_dict": False,
-        }
-        if self.dtype != torch.float32:  # the fold's logit of log(512 - L) would round, by one percent in bfloat16
-            return model(encoder_hidden_states=text.padded(MAX_TOKENS), **inputs)[0].float()
-        with fold_padding(model, MAX_TOKENS) as fold:
-            return model(encoder_hidden_states=fold(text), **inputs)[0]
+        sides: tuple[bool, ...],
+        clips: tuple[int, ...],
+        settings: SamplingSettings,
+    ) -> ModelCall:
+        progress = schedule_progress(float(timestep) / NUM_TRAIN_TIMESTEPS, settings.shift)
+        return ModelCall(model, latents, timestep, text, sides, clips, progress)
+
+    def _call(self, call: ModelCall) -> Float[Tensor, "B C T H W"]:
+        with self.around_call(call) if self.around_call is not None else nullcontext():
+            return self.predict(call.model, call.latents, call.timestep, call.text)
 
 
 def facts_of(root: Path) -> ModelFacts:
