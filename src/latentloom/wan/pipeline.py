@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -216,9 +216,10 @@ class WanPipeline:
         batches = []
         for rows in self.batches(len(seeds), size, batch_size):
             noise = draw_noise(shape, seeds[rows], self.device)
-            clips = tuple(range(len(seeds)))[rows]
-            velocity = self._velocity(positive[rows], unconditional, settings, clips)
             scheduler = build_scheduler(settings, self.device)
+            progress = {float(t): step / settings.steps for step, t in enumerate(scheduler.timesteps)}
+            clips = tuple(range(len(seeds)))[rows]
+            velocity = self._velocity(positive[rows], unconditional, settings, clips, progress)
             batches.append(VideoLatents(sample(velocity, noise, scheduler, callback)))
         return VideoLatents.cat(batches)
 
@@ -228,8 +229,9 @@ class WanPipeline:
         """The model's own answer at one timestep (0 to 1,000), in float32, by the expert in charge; no guidance."""
         settings = SamplingSettings.for_model(self.facts)
         expert, _ = self.expert(float(timestep), settings)
+        progress = schedule_progress(float(timestep) / NUM_TRAIN_TIMESTEPS, settings.shift)
         clips = tuple(range(len(latents)))
-        return self._call(self._model_call(expert, latents, timestep, text, (True,) * len(clips), clips, settings))
+        return self._call(ModelCall(expert, latents, timestep, text, (True,) * len(clips), clips, progress))
 
     def predict(
         self,
@@ -293,6 +295,7 @@ class WanPipeline:
         negative: TextEmbeddings | None,
         settings: SamplingSettings,
         clips: tuple[int, ...],
+        progress: Mapping[float, float],
     ) -> Velocity:
         """The guided model as a function of latents and timestep, with the expert chosen by the timestep."""
         text = positive.to(self.device, self.dtype)
@@ -303,7 +306,8 @@ class WanPipeline:
             model, guidance = self.expert(float(timestep), settings)
 
             def answer(latents: Tensor, text: TextEmbeddings, sides: tuple[bool, ...], of: tuple[int, ...]) -> Tensor:
-                return self._call(self._model_call(model, latents, timestep, text, sides, of, settings))
+                walked = progress[float(timestep)]
+                return self._call(ModelCall(model, latents, timestep, text, sides, of, walked))
 
             if blank is None or guidance <= 1:
                 return answer(latents, text, given, clips)
@@ -317,19 +321,6 @@ class WanPipeline:
             return guide(conditional, unconditional, guidance)
 
         return velocity
-
-    def _model_call(
-        self,
-        model: WanTransformer3DModel,
-        latents: Float[Tensor, "B C T H W"],
-        timestep: Num[Tensor, ""],
-        text: TextEmbeddings,
-        sides: tuple[bool, ...],
-        clips: tuple[int, ...],
-        settings: SamplingSettings,
-    ) -> ModelCall:
-        progress = schedule_progress(float(timestep) / NUM_TRAIN_TIMESTEPS, settings.shift)
-        return ModelCall(model, latents, timestep, text, sides, clips, progress)
 
     def _call(self, call: ModelCall) -> Float[Tensor, "B C T H W"]:
         with self.around_call(call) if self.around_call is not None else nullcontext():
