@@ -250,7 +250,7 @@ class WanPipeline:
             "timestep": timestep.expand(len(latents)),
             "return_dict": False,
         }
-        if self.dtype != torch.float32:  # the fold's logit of log(512 - L) would round, by one percent in bfloat16
+        if not self.folds_padding:
             return model(encoder_hidden_states=text.padded(MAX_TOKENS), **inputs)[0].float()
         with fold_padding(model, MAX_TOKENS) as fold:
             return model(encoder_hidden_states=fold(text), **inputs)[0]
@@ -269,6 +269,12 @@ class WanPipeline:
         size = ClipSize((frames - 1) * self.grid.temporal_stride + 1, rows * stride, columns * stride)
         batches = self.batches(len(latents), size, batch_size)
         return torch.cat([decode_video(self.vae, latents[rows], self.device) for rows in batches])
+
+    @property
+    def folds_padding(self) -> bool:
+        """Whether one text row stands for all padding; see `wan.folded_padding`."""
+        # in bfloat16 the fold's logit of log(512 - L) would round, by one percent
+        return self.dtype == torch.float32
 
     @property
     def grid(self) -> LatentGrid:

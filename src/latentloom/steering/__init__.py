@@ -1,0 +1,1 @@
+"""Activation editing inside the blocks of a frozen Wan transformer, embedding arithmetic, and measuring both."""

@@ -1,0 +1,1 @@
+"""Thin adapters that bind one plan to the places where Wan transformers run."""

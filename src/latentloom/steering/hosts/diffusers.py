@@ -1,0 +1,251 @@
+"""Binds a plan to diffusers' `WanTransformer3DModel`, in a `WanPipeline` or alone, by hooks that always come off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel, WanTransformerBlock
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from latentloom.errors import ConfigError
+from latentloom.steering.capture import capture
+from latentloom.steering.inject import Acting, BlockEdits, Injector, Material, TokenEdit, of_clips
+from latentloom.steering.plan import ActivationsPayload, Operation, Plan, PromptPayload, RowsPayload
+from latentloom.steering.text_rows import TextRows
+from latentloom.tensors import TextEmbeddings, VideoLatents
+from latentloom.wan.folded_padding import FoldedProcessor
+from latentloom.wan.model_call import ModelCall
+from latentloom.wan.pipeline import WanPipeline
+from latentloom.wan.text_encoder import MAX_TOKENS
+
+Record = Callable[[ModelCall, Operation, TextEmbeddings], dict[int, Tensor]]
+"""(call, operation, prompts) -> what the model's blocks hold at the operation's site if it is run with the prompts."""
+
+
+@contextmanager
+def steer(pipeline: WanPipeline, plan: Plan) -> Iterator[None]:
+    """Within this context, what the pipeline samples is changed by the plan; plans may be nested.
+
+    Args:
+        pipeline: its transformers get hooks; they and `around_call` are as before on leaving, whatever happens.
+        plan: for a model of this depth and width; of two experts both are steered.
+
+    Raises:
+        ConfigError: the plan does not fit the model.
+    """
+    experts = [model for model in (pipeline.transformer, pipeline.transformer_2) if model is not None]
+    before = pipeline.around_call
+
+    def record(call: ModelCall, operation: Operation, text: TextEmbeddings) -> dict[int, Tensor]:
+        latents, timestep = VideoLatents(call.latents), float(call.timestep)
+        # this plan's slots are still empty, so the model answers as if it were not there
+        return capture(pipeline, latents, timestep, text, operation.blocks, operation.site).values
+
+    with ExitStack() as stack:
+        bound = [stack.enter_context(bind(model, plan, pipeline.device)) for model in experts]
+
+        @contextmanager
+        def around(call: ModelCall) -> Iterator[None]:
+            binding = next(one for one in bound if one.transformer is call.model)
+            with before(call) if before else nullcontext(), binding.call(call, pipeline.folds_padding, record):
+                yield
+
+        pipeline.around_call = around
+        stack.callback(setattr, pipeline, "around_call", before)
+        yield
+
+
+@contextmanager
+def bind(transformer: WanTransformer3DModel, plan: Plan, device: torch.device | str = "cpu") -> Iterator[Binding]:
+    """Hooks on a transformer for one plan; they act within the `call` of the binding that this yields.
+
+    Weights may still be on the meta device: they are not used before the first call.
+
+    Raises:
+        ConfigError: the plan does not fit the model.
+    """
+    config = transformer.config
+    plan.check(
+        len(transformer.blocks), config["num_attention_heads"] * config["attention_head_dim"], config["text_dim"]
+    )
+    binding = Binding(transformer, plan, device)
+    try:
+        binding.attach()
+        yield binding
+    finally:
+        binding.detach()
+
+
+class Binding:
+    """A plan on a transformer. The hooks read what to do from one slot per block, which is empty between calls.
+
+    Args:
+        transformer: the model.
+        plan: fits it.
+        device: where it computes.
+    """
+
+    def __init__(self, transformer: WanTransformer3DModel, plan: Plan, device: torch.device | str) -> None:
+        self.transformer = transformer
+        self._injector = Injector(plan, device)
+        self._slots = [_Slot() for _ in range(plan.num_blocks)]
+        self._handles: list[Any] = []
+        self._projected: dict[tuple[int, tuple[int, ...], bool], TextRows] = {}
+
+    def attach(self) -> None:
+        """Register the hooks that the plan's operations need."""
+        sites = [{op.site for op in self._injector.plan.operations if op.strengths[i]} for i in range(len(self._slots))]
+        for block, slot, needed in zip(self.transformer.blocks, self._slots, sites, strict=True):
+            assert isinstance(block, WanTransformerBlock)
+            if "hidden_states" in needed:
+                self._handles.append(block.register_forward_pre_hook(_hidden_states_hook(slot)))
+            if "context" in needed:
+                self._handles.append(block.attn2.register_forward_pre_hook(_context_hook(slot)))
+            if "attention_output" in needed:
+                self._handles.append(block.attn2.register_forward_hook(_attention_output_hook(slot)))
+        _forget_compiled(self.transformer)
+
+    def detach(self) -> None:
+        """Remove them."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        _forget_compiled(self.transformer)
+
+    @contextmanager
+    def call(self, call: ModelCall, folded: bool, record: Record | None = None) -> Iterator[None]:
+        """Within this context the transformer may be called once, with the plan's edits for this call.
+
+        Args:
+            call: who is asked, for which clips, how far along.
+            folded: whether the context comes from a padding fold.
+            record: how activations of a prompt are had; operations that need them are refused without it.
+        """
+        acting = self._injector.acting(call.conditional, call.progress)
+        if not any(acting):
+            yield
+            return
+        material = [self._material(index, act, call, folded, record) for index, act in enumerate(acting)]
+        try:
+            for block, slot in enumerate(self._slots):
+                slot.edits = self._injector.edits(block, acting, material)
+                slot.lengths = call.text.lengths
+            yield
+        finally:
+            for slot in self._slots:
+                slot.edits = None
+
+    def _material(
+        self, index: int, act: Acting | None, call: ModelCall, folded: bool, record: Record | None
+    ) -> Material:
+        if act is None:
+            return None
+        payload = act.operation.payload
+        if isinstance(payload, ActivationsPayload):
+            return {block: values.to(call.latents.device) for block, values in payload.activations.values.items()}
+        if isinstance(payload, PromptPayload) and act.operation.site != "context":
+            if record is None:
+                raise ConfigError(
+                    f"a prompt on {act.operation.site} needs a second run of the model; record its activations first"
+                )
+            recorded = record(call, act.operation, of_clips(payload.text, call.clips))
+            return {block: values.to(call.latents.device) for block, values in recorded.items()}
+        if isinstance(payload, PromptPayload | RowsPayload):
+            key = (index, call.clips, folded)
+            if key not in self._projected:
+                self._projected[key] = self._rows(payload, call, folded)
+            return self._projected[key]
+        return None
+
+    def _rows(self, payload: PromptPayload | RowsPayload, call: ModelCall, folded: bool) -> TextRows:
+        """The payload's rows in the form that the call's own context has."""
+        given = payload.text if isinstance(payload, PromptPayload) else payload.rows
+        text = of_clips(given, call.clips).to(call.latents.device, self.transformer.dtype)
+        num_rows = int(text.lengths.max()) + 1 if folded else MAX_TOKENS
+        if isinstance(payload, PromptPayload):
+            rows = project_padded(self.transformer, text.padded(num_rows))
+        else:
+            padding = project_padded(self.transformer, text.tokens.new_zeros(1, 1, self.transformer.config["text_dim"]))
+            rows = torch.where(text.mask(num_rows).unsqueeze(-1), text.padded(num_rows), padding)
+        return TextRows(rows, text.lengths, MAX_TOKENS if folded else None)
+
+
+def project_padded(transformer: WanTransformer3DModel, padded: Float[Tensor, "B K T"]) -> Float[Tensor, "B K D"]:
+    """Padded rows of the text encoder after the transformer's own text embedding, wherever its weights rest.
+
+    Raises:
+        ConfigError: the weights are not loaded yet.
+    """
+    embedder = transformer.condition_embedder.text_embedder
+    weights = dict(embedder.named_parameters())
+    if any(weight.is_meta for weight in weights.values()):
+        raise ConfigError("the model's weights are not loaded yet; load them before sampling")
+    if all(weight.device == padded.device for weight in weights.values()):
+        return embedder(padded)
+    moved = {name: weight.to(padded.device) for name, weight in weights.items()}
+    return torch.func.functional_call(embedder, moved, (padded,))
+
+
+class _Slot:
+    """What one block's hooks do during the call under way."""
+
+    def __init__(self) -> None:
+        self.edits: BlockEdits | None = None
+        self.lengths: Tensor | None = None
+
+
+def _hidden_states_hook(slot: _Slot) -> Callable[[nn.Module, tuple], tuple | None]:
+    def hook(module: nn.Module, inputs: tuple) -> tuple | None:
+        if slot.edits is None or not slot.edits.hidden_states:
+            return None
+        return (_all(slot.edits.hidden_states, inputs[0]), *inputs[1:])
+
+    return hook
+
+
+def _attention_output_hook(slot: _Slot) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:
+    def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
+        if slot.edits is None or not slot.edits.attention_output:
+            return None
+        return _all(slot.edits.attention_output, output)
+
+    return hook
+
+
+def _context_hook(slot: _Slot) -> Callable[[nn.Module, tuple], tuple | None]:
+    def hook(module: nn.Module, inputs: tuple) -> tuple | None:
+        if slot.edits is None or not slot.edits.context:
+            return None
+        hidden_states, context, _, rotary_emb = inputs
+        # an image-to-video model puts the image's rows before the text's 512
+        num_image_rows = context.shape[1] - MAX_TOKENS if module.add_k_proj is not None else 0
+        folded_from = module.processor.fold.max_length if isinstance(module.processor, FoldedProcessor) else None
+        assert slot.lengths is not None
+        text = TextRows(context[:, num_image_rows:], slot.lengths, folded_from)
+        for edit in slot.edits.context:
+            text = edit(text)
+        rows = text.rows.to(context.dtype)
+        if num_image_rows:
+            rows = torch.cat([context[:, :num_image_rows], rows], dim=1)
+        return hidden_states, rows, text.bias, rotary_emb
+
+    return hook
+
+
+def _all(edits: tuple[TokenEdit, ...], values: Tensor) -> Tensor:
+    for edit in edits:
+        values = edit(values)
+    return values
+
+
+def _forget_compiled(transformer: WanTransformer3DModel) -> None:
+    """Make torch compile the model anew where it is compiled: a compiled module does not look at its hooks again."""
+    is_compiled = hasattr(transformer, "_orig_mod") or any(
+        module._compiled_call_impl is not None for module in transformer.modules()
+    )
+    if is_compiled:
+        torch.compiler.reset()
