@@ -142,3 +142,61 @@ def test_written_settings_are_read_back_the_same(tmp_path_factory, settings):
     path = tmp_path_factory.mktemp("toml") / "config.toml"
     path.write_text(to_toml(settings), encoding="utf-8", newline="")
     assert load_config(Settings, path) == settings
+
+
+class Layer(Config):
+    kind: str
+    width: int | None = 8
+    optimizer: Optimizer | None = None
+
+
+class Network(Config):
+    depth: int = 1
+    layers: tuple[Layer, ...] = ()
+
+
+LAYERS = '[[layers]]\nkind = "a"\nwidth = "none"\n[[layers]]\nkind = "b"\n[layers.optimizer]\nwarmup = 3\n'
+
+
+def test_a_list_of_sections_is_read_section_by_section(tmp_path):
+    (tmp_path / "s.toml").write_text(LAYERS)
+    network = load_config(Network, tmp_path / "s.toml", ["depth=2"])
+    assert network == Network(
+        depth=2, layers=(Layer(kind="a", width=None), Layer(kind="b", optimizer=Optimizer(warmup=3)))
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[[layers]]\nkind = "a"\n[[layers]]\nkind = "b"\nwitdh = 3', "'layers.witdh'; the nearest is 'layers.width'"),
+        ('[[layers]]\nkind = "a"\n[layers.optimizer]\nwarm = 3', "the nearest is 'layers.optimizer.warmup'"),
+        ('[[layers]]\nkind = "a"\nwidth = "wide"', "layers.0.width = 'wide'"),
+        ("[[layers]]\nwidth = 3", "layers.0.kind"),
+        ("layers = [3]", "layers.0 = 3"),
+        ("[layers]\nwidth = 3", "layers = "),
+    ],
+)
+def test_a_mistake_in_a_list_of_sections_is_told_in_one_line(tmp_path, text, message):
+    (tmp_path / "s.toml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_config(Network, tmp_path / "s.toml")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_override_into_a_list_of_sections_is_refused():
+    with pytest.raises(ConfigError, match="change the TOML file"):
+        load_config(Network, None, ["layers.width=3"])
+
+
+layers = st.builds(
+    Layer, kind=texts, width=st.none() | st.integers(0, 9), optimizer=st.none() | st.just(Optimizer(warmup=1))
+)
+
+
+@given(st.builds(Network, depth=st.integers(0, 9), layers=st.lists(layers, max_size=3).map(tuple)))
+def test_written_lists_of_sections_are_read_back_the_same(tmp_path_factory, network):
+    path = tmp_path_factory.mktemp("toml") / "config.toml"
+    path.write_text(to_toml(network), encoding="utf-8", newline="")
+    assert load_config(Network, path) == network

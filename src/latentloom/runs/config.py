@@ -17,8 +17,8 @@ from latentloom.errors import ConfigError, FileError
 class Config(BaseModel):
     """Base of every settings class: checked once when built, frozen afterwards, closed to unknown keys.
 
-    A section is a field whose type is another Config. In TOML and on the command line, `none` is None where the
-    field allows it.
+    A section is a field whose type is another Config; a tuple or list of one is written as `[[tables]]`, in the file
+    only. In TOML and on the command line, `none` is None where the field allows it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
@@ -77,8 +77,12 @@ def _from_fields(cls: type[BaseModel], values: Mapping[str, Any], prefix: str = 
             raise _unknown(root, prefix + key)
         annotation = cls.model_fields[key].annotation
         section = _section(annotation)
+        listed = _listed_section(annotation)
         if section is not None and isinstance(value, Mapping):
             value = _from_fields(section, value, f"{prefix}{key}.", root)
+        elif listed is not None and isinstance(value, list):
+            nested = f"{prefix}{key}."
+            value = [_from_fields(listed, item, nested, root) if isinstance(item, Mapping) else item for item in value]
         elif isinstance(value, str) and value == "none" and _allows(annotation, types.NoneType):
             value = None
         checked[key] = value
@@ -90,6 +94,8 @@ def _field_type(cls: type[BaseModel], key: str) -> Any:
     annotation: Any = cls
     for part in key.split("."):
         section = _section(annotation)
+        if _listed_section(annotation) is not None:
+            raise ConfigError(f"override {key!r}: a list of sections cannot be changed in part; change the TOML file")
         if section is None and not _allows(annotation, dict):
             raise _unknown(cls, key)
         if section is None:
@@ -137,9 +143,16 @@ def _section(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
+def _listed_section(annotation: Any) -> type[BaseModel] | None:
+    for member in _members(annotation):
+        if get_origin(member) in (list, tuple):
+            return next((section for item in get_args(member) if (section := _section(item))), None)
+    return None
+
+
 def _known_keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in cls.model_fields.items():
-        section = _section(field.annotation)
+        section = _section(field.annotation) or _listed_section(field.annotation)
         yield prefix + name
         if section is not None:
             yield from _known_keys(section, f"{prefix}{name}.")
@@ -173,15 +186,27 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _toml_lines(values: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+def _toml_lines(values: Mapping[str, Any], path: tuple[str, ...], is_item: bool = False) -> Iterator[str]:
     tables = {key: value for key, value in values.items() if isinstance(value, Mapping)}
-    if path and (len(values) > len(tables) or not values):
-        yield f"\n[{'.'.join(_toml_key(part) for part in path)}]"
+    lists = {key: value for key, value in values.items() if _is_list_of_tables(value)}
+    num_plain = len(values) - len(tables) - len(lists)
+    name = ".".join(_toml_key(part) for part in path)
+    if is_item:
+        yield f"\n[[{name}]]"
+    elif path and (num_plain or not values):
+        yield f"\n[{name}]"
     for key, value in values.items():
-        if key not in tables:
+        if key not in tables and key not in lists:
             yield f"{_toml_key(key)} = {_toml_value(value)}"
     for key, table in tables.items():
         yield from _toml_lines(table, (*path, key))
+    for key, items in lists.items():
+        for item in items:
+            yield from _toml_lines(item, (*path, key), is_item=True)
+
+
+def _is_list_of_tables(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
 def _toml_key(key: str) -> str:
