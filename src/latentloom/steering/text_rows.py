@@ -1,6 +1,7 @@
 """The text that a block's cross-attention reads, as rows of the model's width, with or without its padding folded."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,7 +25,7 @@ class TextRows:
     lengths: Int[Tensor, "B"]
     folded_from: int | None = None
 
-    @property
+    @cached_property
     def bias(self) -> Float[Tensor, "B 1 1 K"] | None:
         """What cross-attention adds to the logits of these rows; None where nothing."""
         if self.folded_from is None:
