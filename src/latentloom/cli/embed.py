@@ -1,42 +1,43 @@
-"""`latentloom embed`: prompts to text embeddings."""
+"""`latentloom embed`: prompts to text embeddings, and operations on files of them; each verb has its own module."""
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import typer
+from typer.core import TyperGroup
 
-from latentloom.cli.model import DeviceOption, DtypeOption, checkpoint_or_default, load_text_encoder
-from latentloom.cli.options import CkptRootOption, JsonOption, emit_json
-from latentloom.cli.prompts import PromptsArgument, PromptsFileOption, collect_prompts
-from latentloom.cli.stopwatch import Stopwatch
+from latentloom.cli import embed_add, embed_amplify, embed_diff, embed_encode, embed_interpolate
+
+if TYPE_CHECKING:  # typer carries its own click and exports neither name
+    from typer._click.core import Command, Context
 
 
-def command(
-    prompts: PromptsArgument = None,
-    prompts_file: PromptsFileOption = None,
-    ckpt_root: CkptRootOption = None,
-    out: Annotated[Path, typer.Option("--out", help="The safetensors file to write.")] = Path("embeddings.safetensors"),
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    json_file: JsonOption = None,
-) -> None:
-    """Encode prompts into text embeddings, which `latentloom generate --embeddings` takes in place of prompts."""
-    texts = collect_prompts(prompts, prompts_file)
-    root = checkpoint_or_default(ckpt_root)
-    clock = Stopwatch()
-    with clock.time("load"):
-        from latentloom.storage import save_object
+class EmbedGroup(TyperGroup):
+    """Takes what does not begin with a verb as prompts: `latentloom embed "a red circle"` is `embed encode …`."""
 
-        encoder = load_text_encoder(root, device, dtype)
-    with clock.time("encoding"):
-        embeddings = encoder.encode(texts).to("cpu")
+    def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = self._with_verb(ctx, args)
+        return super().parse_args(ctx, args)
 
-    record = {
-        "prompts": texts,
-        "encoder": encoder.fingerprint(),
-        "dtype": str(encoder.model.dtype).removeprefix("torch."),
-    }
-    save_object(out, embeddings, record)
-    typer.echo(f"{out}: {len(embeddings)} prompts, {len(embeddings.tokens)} tokens of {embeddings.dim} channels")
-    measured = {"file": str(out), "lengths": embeddings.lengths.tolist(), "dim": embeddings.dim}
-    emit_json(json_file, {**record, **measured, "ckpt_root": str(root), "seconds": clock.seconds})
+    def resolve_command(self, ctx: "Context", args: list[str]) -> "tuple[str | None, Command | None, list[str]]":
+        if args[0] not in self.commands:
+            args = self._with_verb(ctx, args)
+        return super().resolve_command(ctx, args)
+
+    def _with_verb(self, ctx: "Context", args: list[str]) -> list[str]:
+        ctx.meta[embed_encode.VERBS_NOT_GIVEN] = list(self.commands)
+        return ["encode", *args]
+
+
+app = typer.Typer(
+    cls=EmbedGroup,
+    help="Encode prompts into text embeddings; subtract, add, interpolate and amplify files of them. "
+    "Without a verb, the words are prompts to encode.",
+    add_completion=False,
+)
+
+app.command("encode")(embed_encode.command)
+app.command("diff")(embed_diff.command)
+app.command("add")(embed_add.command)
+app.command("interpolate")(embed_interpolate.command)
+app.command("amplify")(embed_amplify.command)

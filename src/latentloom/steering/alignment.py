@@ -12,6 +12,7 @@ from latentloom.errors import ConfigError, ShapeError
 from latentloom.tensors import TextEmbeddings
 
 AlignMethod = Literal["pad", "truncate"]
+COMPUTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,11 @@ def require_usable(embeddings: TextEmbeddings, name: str) -> None:
 
     Raises:
         ShapeError: there are no tokens.
-        ConfigError: a value is NaN or infinite.
+        ConfigError: a value is NaN or infinite, or the dtype is one that nothing is computed in.
     """
+    if embeddings.dtype not in COMPUTABLE:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in COMPUTABLE)
+        raise ConfigError(f"{name} is of {str(embeddings.dtype).removeprefix('torch.')}; give one of {names}")
     if embeddings.tokens.numel() == 0:
         raise ShapeError(f"{name} holds no tokens; give embeddings of at least one prompt")
     num_bad = int((~embeddings.tokens.isfinite()).any(dim=1).sum())
