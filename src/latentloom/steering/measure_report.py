@@ -24,9 +24,9 @@ _MAX_BLOCKS_WITH_NUMBERS = 16
 _BLUE, _ORANGE, _GREEN, _GRAY = "#0072b2", "#d55e00", "#009e73", "0.62"
 
 _CAPTIONS = {
-    "figures": "The same pair at three places. Left, the relative distance; right, the share of values that differ by "
-    f"more than {THRESHOLD}. Gray bars run over {MAX_TOKENS} padded rows and are diluted: they say how short the "
-    "prompts are.",
+    "figures": "The pair before and after the text embedder. Left, the relative distance; right, the share of values "
+    f"that differ by more than {THRESHOLD}. Gray bars run over {MAX_TOKENS} padded rows and are diluted: the share says "
+    "how short the prompts are.",
     "attention": "Relative change of what each block's cross-attention answers, at the same latents, by block and by "
     "timestep; noise is on top. 1 is a change as long as the answer itself.",
     "velocity": "Relative change of the predicted velocity by the other prompt, beside the floor: what another seed "
@@ -174,7 +174,9 @@ def _add_answers(report: Report, effect: FunctionalEffect, figures: Mapping[str,
         "decided the clip: seeds are far apart then, and the floor stands high."
     )
     report.table(*effect_table(effect))
-    report.paragraph("Attention: relative change of what it answers, the mean of the blocks. Padding: its share there.")
+    report.paragraph(
+        "Attention: relative change of its answers. Padding: the share of it that lands there. Means of the blocks."
+    )
     for name in ("velocity", "attention", "padding"):
         report.figure(figures[name], _CAPTIONS[name])
 
