@@ -25,8 +25,8 @@ _BLUE, _ORANGE, _GREEN, _GRAY = "#0072b2", "#d55e00", "#009e73", "0.62"
 
 _CAPTIONS = {
     "figures": "The pair before and after the text embedder. Left, the relative distance; right, the share of values "
-    f"that differ by more than {THRESHOLD}. Gray bars run over {MAX_TOKENS} padded rows and are diluted: the share says "
-    "how short the prompts are.",
+    f"that differ by more than {THRESHOLD}. Gray bars run over {MAX_TOKENS} padded rows and are diluted: the share "
+    "says how short the prompts are.",
     "attention": "Relative change of what each block's cross-attention answers, at the same latents, by block and by "
     "timestep; noise is on top. 1 is a change as long as the answer itself.",
     "velocity": "Relative change of the predicted velocity by the other prompt, beside the floor: what another seed "
