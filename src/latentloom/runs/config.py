@@ -179,7 +179,8 @@ def _in_one_line(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"]) or "the settings"
     given = repr(first["input"])
     others = f" (and {len(more)} more)" if more else ""
-    return f"{key} = {given[:80]}: {' '.join(first['msg'].split())}{others}"
+    message = " ".join(first["msg"].removeprefix("Value error, ").split())
+    return f"{key} = {given[:80]}: {message}{others}"
 
 
 def _first_line(error: Exception) -> str:
