@@ -106,7 +106,7 @@ def capture(
     if channels != wanted:
         raise ShapeError(f"latents of {channels} channels; this model's have {wanted}")
     values: dict[int, Tensor] = {}
-    with _watched(expert, blocks, site, values):
+    with watched(expert, blocks, site, values):
         time = torch.tensor(timestep, device=pipeline.device)
         pipeline.predict(expert, latents.values.to(pipeline.device), time, encoded)
     record = {
@@ -169,20 +169,40 @@ def load_activations(path: Path | str) -> BlockActivations:
     return BlockActivations(values, site, float(timestep), stored.record or {})
 
 
+Keep = Callable[[Float[Tensor, "B S D"]], Tensor]
+"""What is kept of a block's rows."""
+
+
+def kept_whole(rows: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+    """All rows, on the CPU, so that the blocks of a large model do not fill the device."""
+    return rows.detach().to("cpu", copy=True)  # a copy, since callers may write in place
+
+
 @contextmanager
-def _watched(
-    model: WanTransformer3DModel, blocks: Sequence[int], site: Site, values: dict[int, Tensor]
+def watched(
+    model: WanTransformer3DModel,
+    blocks: Sequence[int],
+    site: Site,
+    values: dict[int, Tensor],
+    keep: Keep = kept_whole,
 ) -> Iterator[None]:
-    """Within this context, a call of the model fills `values`; the hooks are gone afterwards, come what may."""
+    """Within this context, a call of the model fills `values`; the hooks are gone afterwards, come what may.
+
+    Args:
+        model: the transformer.
+        blocks, site: see `capture`.
+        values: by block, filled anew by every call.
+        keep: what to keep of the rows.
+    """
     with ExitStack() as stack:
         # a compiled model would not look at hooks that come after its compilation
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         for block in blocks:
             module, takes_output = _place(model, block, site)
             if takes_output:
-                handle = module.register_forward_hook(_keep_output(values, block), with_kwargs=True)
+                handle = module.register_forward_hook(_keep_output(values, block, keep), with_kwargs=True)
             else:
-                handle = module.register_forward_pre_hook(_keep_input(values, block, site), with_kwargs=True)
+                handle = module.register_forward_pre_hook(_keep_input(values, block, site, keep), with_kwargs=True)
             stack.callback(handle.remove)
         yield
 
@@ -195,25 +215,20 @@ def _place(model: WanTransformer3DModel, block: int, site: Site) -> tuple[nn.Mod
     return layers[block].get_submodule("attn2"), site == "attention_output"
 
 
-def _keep_output(values: dict[int, Tensor], block: int) -> Callable[..., None]:
+def _keep_output(values: dict[int, Tensor], block: int, keep: Keep) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
-        values[block] = _kept(output)
+        values[block] = keep(output)
 
     return hook
 
 
-def _keep_input(values: dict[int, Tensor], block: int, site: Site) -> Callable[..., None]:
+def _keep_input(values: dict[int, Tensor], block: int, site: Site, keep: Keep) -> Callable[..., None]:
     position, name = (1, "encoder_hidden_states") if site == "context" else (0, "hidden_states")
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        values[block] = _kept(args[position] if len(args) > position else kwargs[name])
+        values[block] = keep(args[position] if len(args) > position else kwargs[name])
 
     return hook
-
-
-def _kept(rows: Tensor) -> Tensor:
-    # on the CPU, so that the blocks of a large model do not fill the device; a copy, since callers may write in place
-    return rows.detach().to("cpu", copy=True)
 
 
 def _check_timestep(timestep: float) -> None:

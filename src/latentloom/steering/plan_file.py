@@ -12,7 +12,7 @@
 Every operation names exactly one payload. Site and method follow from it where they are left out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from latentloom.steering.blocks import block_strengths
 from latentloom.steering.capture import load_activations
 from latentloom.steering.control import ControlVector
 from latentloom.steering.control_files import load_control
+from latentloom.steering.control_span import ablate_span
 from latentloom.steering.plan import (
     ActivationsPayload,
     Method,
@@ -41,7 +42,7 @@ from latentloom.steering.plan import (
 from latentloom.storage import load_object
 from latentloom.tensors import TextEmbeddings
 
-PAYLOADS = ("prompt", "prompts", "embeddings", "vector", "first", "activations")
+PAYLOADS = ("prompt", "prompts", "embeddings", "vector", "span", "first", "activations")
 _PATHS = ("embeddings", "vector", "first", "second", "activations")
 _NUMBER = Annotated[float, Field(strict=True)]  # not true, not "1"
 
@@ -60,6 +61,7 @@ class OperationConfig(Config):
         embeddings: a file of text embeddings, with
         space: `text` as the encoder gives them, or `model` for rows that are past the model's text embedding; or
         vector: a control vector file; or
+        span: control vector files, all of which together are ablated, such as one per value of an attribute; or
         first, second: two control vector files that span a plane; or
         activations: a file of block activations.
     """
@@ -76,6 +78,7 @@ class OperationConfig(Config):
     embeddings: Path | None = None
     space: Literal["text", "model"] | None = None
     vector: Path | None = None
+    span: Annotated[tuple[Path, ...], Field(min_length=1)] | None = None
     first: Path | None = None
     second: Path | None = None
     activations: Path | None = None
@@ -88,6 +91,8 @@ class OperationConfig(Config):
             raise ValueError(f"{named} given; an operation has one payload of {', '.join(PAYLOADS)} (with second)")
         if (self.first is None) != (self.second is None):
             raise ValueError("a plane needs two vectors; give first and second")
+        if self.span is not None and self.method not in (None, "ablate"):
+            raise ValueError("a span can only be ablated; leave method out")
         if self.space is not None and self.embeddings is None:
             raise ValueError("space is said of embeddings; give these, or drop it")
         return self
@@ -182,7 +187,11 @@ def resolve_paths(config: PlanConfig, folder: Path | str) -> PlanConfig:
     operations = []
     for each in config.operations:
         paths = {name: getattr(each, name) for name in _PATHS}
-        moved = {name: (Path(folder) / path).resolve() for name, path in paths.items() if path is not None}
+        moved: dict[str, object] = {
+            name: (Path(folder) / path).resolve() for name, path in paths.items() if path is not None
+        }
+        if each.span is not None:
+            moved["span"] = tuple((Path(folder) / path).resolve() for path in each.span)
         operations.append(each.model_copy(update=moved))
     return config.model_copy(update={"operations": tuple(operations)})
 
@@ -212,6 +221,8 @@ def _operations(
     """The operations that one table stands for: one, or one per window of a control vector."""
     if config.vector is not None:
         return _along_vector(config, strengths, folder / config.vector)
+    if config.span is not None:
+        return _without_span(config, strengths, [folder / path for path in config.span])
     if config.first is not None and config.second is not None:
         return _within_plane(config, strengths, folder / config.first, folder / config.second)
     if config.activations is not None:
@@ -244,12 +255,24 @@ def _activations(path: Path, strengths: tuple[float, ...]) -> tuple[ActivationsP
 def _along_vector(config: OperationConfig, strengths: tuple[float, ...], path: Path) -> list[Operation]:
     control = load_control(path, len(strengths))
     _refuse_site(config, path, control.site)
-    found = control.operations(1.0, config.method or "add", config.side, strengths)
-    windows = _windows(config, path, control)
+    return _in_window(config, path, control, control.operations(1.0, config.method or "add", config.side, strengths))
+
+
+def _without_span(config: OperationConfig, strengths: tuple[float, ...], paths: list[Path]) -> list[Operation]:
+    controls = [load_control(path, len(strengths)) for path in paths]
+    _refuse_site(config, paths[0], controls[0].site)
+    return _in_window(config, paths[0], controls[0], ablate_span(controls, 1.0, config.side, strengths))
+
+
+def _in_window(
+    config: OperationConfig, path: Path, control: ControlVector, operations: Sequence[Operation]
+) -> list[Operation]:
+    """What of a control vector's operations lies in the operation's own window, on its tokens."""
+    shared = dict(zip(control.windows, _windows(config, path, control), strict=True))
     return [
         replace(operation, window=window, tokens=config.tokens)
-        for operation, window in zip(found, windows, strict=True)
-        if window is not None
+        for operation in operations
+        if (window := shared[operation.window]) is not None
     ]
 
 
