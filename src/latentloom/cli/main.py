@@ -28,6 +28,7 @@ NOUNS: dict[str, Noun] = {
     "generate": Noun("latentloom.cli.generate", "Make a video from a prompt."),
     "embed": Noun("latentloom.cli.embed", "Encode prompts into text embeddings."),
     "delta": Noun("latentloom.cli.delta", "Learn and apply an Embedding Delta adapter."),
+    "steer": Noun("latentloom.cli.steer", "Act inside the blocks of a frozen model, and measure it."),
     "micro": Noun("latentloom.cli.micro", "Build, score and read MicroWan, the embedded default model."),
     "inspect": Noun("latentloom.cli.inspect", "Tell what a checkpoint is, from its headers."),
     "convert": Noun("latentloom.cli.convert", "Rewrite a checkpoint in another layout, bit for bit."),
