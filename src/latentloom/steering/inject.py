@@ -178,7 +178,8 @@ def _token_edit(act: Acting, block: int, strength: Tensor, material: Material) -
                     f"activations of shape {tuple(given.shape)} for tokens {tuple(values.shape)} in block {block}; "
                     "record them from clips of the same number and size"
                 )
-            return given.to(values.dtype) if whole else operations.mix(values, given, strength)
+            there = given.to(values.device)  # block by block: all of a large model's activations would fill the device
+            return there.to(values.dtype) if whole else operations.mix(values, there, strength)
 
         change = move
     else:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from latentloom.errors import ConfigError
 from latentloom.steering.capture import capture
+from latentloom.steering.hosts.compiled import forget_compiled
 from latentloom.steering.inject import Acting, BlockEdits, Injector, Material, TokenEdit, of_clips
 from latentloom.steering.plan import ActivationsPayload, Operation, Plan, PromptPayload, RowsPayload
 from latentloom.steering.text_rows import TextRows
@@ -97,9 +98,12 @@ class Binding:
         self._projected: dict[tuple[int, tuple[int, ...], bool], TextRows] = {}
 
     def attach(self) -> None:
-        """Register the hooks that the plan's operations need."""
-        sites = [{op.site for op in self._injector.plan.operations if op.strengths[i]} for i in range(len(self._slots))]
-        for block, slot, needed in zip(self.transformer.blocks, self._slots, sites, strict=True):
+        """Register the hooks that the plan's operations need.
+
+        Every block gets them, also those that the plan leaves alone: torch compiles all blocks as it finds the first.
+        """
+        needed = {operation.site for operation in self._injector.plan.operations if operation.blocks}
+        for block, slot in zip(self.transformer.blocks, self._slots, strict=True):
             assert isinstance(block, WanTransformerBlock)
             if "hidden_states" in needed:
                 self._handles.append(block.register_forward_pre_hook(_hidden_states_hook(slot)))
@@ -107,14 +111,14 @@ class Binding:
                 self._handles.append(block.attn2.register_forward_pre_hook(_context_hook(slot)))
             if "attention_output" in needed:
                 self._handles.append(block.attn2.register_forward_hook(_attention_output_hook(slot)))
-        _forget_compiled(self.transformer)
+        forget_compiled(self.transformer)
 
     def detach(self) -> None:
         """Remove them."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        _forget_compiled(self.transformer)
+        forget_compiled(self.transformer)
 
     @contextmanager
     def call(self, call: ModelCall, folded: bool, record: Record | None = None) -> Iterator[None]:
@@ -240,12 +244,3 @@ def _all(edits: tuple[TokenEdit, ...], values: Tensor) -> Tensor:
     for edit in edits:
         values = edit(values)
     return values
-
-
-def _forget_compiled(transformer: WanTransformer3DModel) -> None:
-    """Make torch compile the model anew where it is compiled: a compiled module does not look at its hooks again."""
-    is_compiled = hasattr(transformer, "_orig_mod") or any(
-        module._compiled_call_impl is not None for module in transformer.modules()
-    )
-    if is_compiled:
-        torch.compiler.reset()
