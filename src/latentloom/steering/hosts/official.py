@@ -1,0 +1,164 @@
+"""A plan within one call of a Wan model whose modules bear the official names, as in both of ComfyUI's hosts."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from latentloom.errors import ConfigError
+from latentloom.steering.inject import Acting, BlockEdits, ContextEdit, Injector, Material, TokenEdit, of_clips
+from latentloom.steering.plan import ActivationsPayload, Operation, Plan, PromptPayload, RowsPayload, Site
+from latentloom.steering.text_rows import TextRows
+from latentloom.tensors import TextEmbeddings
+
+Project = Callable[[Tensor], Tensor]
+"""Padded rows of the text encoder [B, K, T] -> [B, K, D], by the model's own `text_embedding`."""
+
+Record = Callable[[Operation, TextEmbeddings], Mapping[int, Tensor]]
+"""(operation, prompts) -> what the blocks hold at the operation's site if this call is made with the prompts."""
+
+
+@dataclass(frozen=True, eq=False)
+class CarriedPlan:
+    """A plan as ComfyUI's options carry it: these are copied deeply for each clone and each run, and it is not.
+
+    Args:
+        plan: its payloads can be large.
+    """
+
+    plan: Plan
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CarriedPlan":
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class OfficialCall:
+    """One call of the model.
+
+    Args:
+        conditional: per row of text, true where it is a positive prompt.
+        clips: per row of text, which of a payload's prompts it takes.
+        progress: share of the schedule that lies behind, 0 to 1.
+        lengths: true rows of each text, on the device that computes.
+        num_text_rows: what the host pads each text to, K.
+        text_dim: channels of the text encoder, T.
+        project: for rows on any device; answers on the device that computes.
+        record: None where the host cannot.
+    """
+
+    conditional: tuple[bool, ...]
+    clips: tuple[int, ...]
+    progress: float
+    lengths: Int[Tensor, "B"]
+    num_text_rows: int
+    text_dim: int
+    project: Project
+    record: Record | None = None
+
+
+class CallEdits:
+    """A plan's edits for one call; made anew for each, so that nothing outlives it. False where none acts.
+
+    Args:
+        plan: fits the model.
+        call: who is asked.
+
+    Raises:
+        ConfigError: an operation needs a second run of the model, and the host has none.
+        ShapeError: a payload's prompt is longer than the host's padded length.
+    """
+
+    def __init__(self, plan: Plan, call: OfficialCall) -> None:
+        self._call = call
+        self._injector = Injector(plan, call.lengths.device)
+        self._acting = self._injector.acting(call.conditional, call.progress)
+        self._material = [_material(act, call) for act in self._acting]
+
+    def __bool__(self) -> bool:
+        return any(self._acting)
+
+    def acts_at(self, site: Site) -> bool:
+        """Whether any block is edited there in this call."""
+        return any(act is not None and act.operation.site == site for act in self._acting)
+
+    def block(self, index: int) -> BlockEdits:
+        """The edits of one block."""
+        return self._injector.edits(index, self._acting, self._material)
+
+    def context(self, edits: tuple[ContextEdit, ...], context: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """A block's context, its text rows edited; image rows stand before these and stay as they are."""
+        if not edits:
+            return context
+        start = context.shape[1] - self._call.num_text_rows
+        text = TextRows(context[:, start:], self._call.lengths)
+        for edit in edits:
+            text = edit(text)
+        rows = text.rows.to(context.dtype)
+        return torch.cat([context[:, :start], rows], dim=1) if start else rows
+
+
+def edited(edits: tuple[TokenEdit, ...], values: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+    """Tokens after all edits, in order."""
+    for edit in edits:
+        values = edit(values)
+    return values
+
+
+def check_fits(plan: Plan, model: Any) -> None:
+    """Return if the plan fits a model in the official naming; its weights are not looked at.
+
+    Raises:
+        ConfigError: it does not, or this is no such model.
+    """
+    missing = [name for name in ("blocks", "dim", "text_dim", "text_embedding") if not hasattr(model, name)]
+    if missing:
+        raise ConfigError(f"{type(model).__name__} is no Wan model: it has no {missing[0]}; connect a Wan model")
+    plan.check(len(model.blocks), model.dim, model.text_dim)
+
+
+def true_lengths(context: Float[Tensor, "B K T"]) -> Int[Tensor, "B"]:
+    """Rows of each text up to the last that is not all zeros: what follows is padding, and nobody says how much."""
+    positions = torch.arange(1, context.shape[1] + 1, device=context.device)
+    return ((context != 0).any(dim=-1) * positions).amax(dim=1)
+
+
+def _material(act: Acting | None, call: OfficialCall) -> Material:
+    if act is None:
+        return None
+    operation, payload = act.operation, act.operation.payload
+    if isinstance(payload, ActivationsPayload):
+        return {block: _of_rows(values, call.clips) for block, values in payload.activations.values.items()}
+    if isinstance(payload, PromptPayload) and operation.site != "context":
+        if call.record is None:
+            raise ConfigError(
+                f"a prompt on {operation.site} needs a second run of the model, which this host has not; "
+                "record its activations first, or use the context"
+            )
+        return call.record(operation, of_clips(payload.text, call.clips))
+    if isinstance(payload, PromptPayload | RowsPayload):
+        return _rows(payload, call)
+    return None
+
+
+def _of_rows(values: Float[Tensor, "N S D"], clips: tuple[int, ...]) -> Float[Tensor, "B S D"]:
+    if len(values) == 1:
+        return values.expand(len(clips), -1, -1)
+    # clips that were not recorded are left to the check of shapes
+    return values[list(clips)] if max(clips) < len(values) else values
+
+
+def _rows(payload: PromptPayload | RowsPayload, call: OfficialCall) -> TextRows:
+    """The payload's rows, padded as the host pads: with zeros, before they are projected."""
+    if isinstance(payload, PromptPayload):
+        text = of_clips(payload.text, call.clips)
+        rows = call.project(text.padded(call.num_text_rows))
+        return TextRows(rows, text.lengths.to(rows.device))
+    text = of_clips(payload.rows, call.clips)
+    mask, given = text.mask(call.num_text_rows).unsqueeze(-1), text.padded(call.num_text_rows)
+    padding = call.project(given.new_zeros(1, 1, call.text_dim))
+    rows = torch.where(mask.to(padding.device), given.to(padding), padding)
+    return TextRows(rows, text.lengths.to(rows.device))

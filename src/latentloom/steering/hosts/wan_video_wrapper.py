@@ -1,0 +1,150 @@
+"""Binds a plan to the model of ComfyUI-WanVideoWrapper, by hooks that sleep until a call's options carry a plan.
+
+That host calls its transformer from one long function, and `transformer_options` go from the call to every block. So
+all that a call needs travels in its arguments: the hooks hold nothing, and nothing has to be cleaned up when a run is
+interrupted. The sampler copies these options from the model's, so a clone's plan acts in the clone's runs alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from latentloom.errors import ConfigError
+from latentloom.steering.hosts.compiled import forget_compiled
+from latentloom.steering.hosts.official import CallEdits, CarriedPlan, OfficialCall, check_fits, edited, true_lengths
+from latentloom.steering.inject import TokenEdit
+from latentloom.steering.plan import Plan
+
+PLAN = "latentloom_plan"
+"""Where `transformer_options` carry the plan, as a `CarriedPlan`."""
+
+_EDITS = "latentloom_edits"
+"""Where this call's `transformer_options` carry its edits, and a block's context those of what attention returns."""
+
+
+@runtime_checkable
+class Patcher(Protocol):
+    """What is used of ComfyUI's ModelPatcher; a clone has options of its own and shares the model."""
+
+    model: Any
+    model_options: dict[str, Any]
+
+    def clone(self) -> Patcher:
+        """Another patcher of the same model."""
+        ...
+
+
+def install(patcher: Patcher, plan: Plan) -> Patcher:
+    """A clone whose runs are changed by the plan, after those that it has; the patcher stays as it is.
+
+    The model gets its sleeping hooks, once; its weights may still be on the meta device.
+
+    Raises:
+        ConfigError: the plan does not fit the model, or the model's version hands no options to its blocks.
+    """
+    clone = patcher.clone()
+    model = clone.model.diffusion_model
+    check_fits(plan, model)
+    options = clone.model_options.get("transformer_options", {})
+    before = options.get(PLAN)
+    if before is not None:
+        plan = Plan((*before.plan.operations, *plan.operations))
+    attach(model)
+    clone.model_options = {**clone.model_options, "transformer_options": {**options, PLAN: CarriedPlan(plan)}}
+    return clone
+
+
+def attach(model: Any) -> None:
+    """Give a transformer its sleeping hooks, if it has none: without a plan in a call's options they do nothing.
+
+    Raises:
+        ConfigError: the model's version hands no options to its blocks.
+    """
+    if _on_model in model._forward_pre_hooks.values():
+        return
+    blocks = [getattr(block, "_orig_mod", block) for block in model.blocks]
+    for block in blocks:
+        taken = inspect.signature(block.forward).parameters
+        if "transformer_options" not in taken and all(one.kind is not one.VAR_KEYWORD for one in taken.values()):
+            raise ConfigError(
+                "this version of ComfyUI-WanVideoWrapper hands no transformer_options to its blocks; update it"
+            )
+    for index, block in enumerate(blocks):
+        block.register_forward_pre_hook(_on_block(index), with_kwargs=True)
+        block.cross_attn.register_forward_hook(_on_attention, with_kwargs=True)
+    model.register_forward_pre_hook(_on_model, with_kwargs=True)
+    forget_compiled(model)
+
+
+def _on_model(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    options = kwargs.get("transformer_options") or {}
+    carried = options.get(PLAN)
+    if carried is None:
+        return None
+    edits = _edits_of(model, carried.plan, kwargs)
+    return args, {**kwargs, "transformer_options": {**options, _EDITS: edits or None}}
+
+
+def _on_block(index: int) -> Callable[[nn.Module, tuple, dict[str, Any]], tuple[tuple, dict[str, Any]] | None]:
+    def hook(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        edits = (kwargs.get("transformer_options") or {}).get(_EDITS)
+        return None if edits is None else _given_to_block(edits, index, args, kwargs)
+
+    return hook
+
+
+def _on_attention(attention: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+    context = args[1] if len(args) > 1 else kwargs.get("context")
+    edits: tuple[TokenEdit, ...] | None = getattr(context, _EDITS, None)
+    return None if edits is None else edited(edits, output)
+
+
+@torch.compiler.disable(recursive=True)
+def _edits_of(model: Any, plan: Plan, kwargs: dict[str, Any]) -> CallEdits:
+    """This call's edits, from the arguments of the call: clips and prompts come as lists of tensors without padding."""
+    check_fits(plan, model)
+    prompts, device = kwargs["context"], kwargs["x"][0].device
+    conditional = (not kwargs.get("is_uncond", False),) * len(prompts)
+    if len(kwargs["x"]) > 1:  # guidance in one batch
+        half = len(prompts) // 2
+        conditional = (True,) * half + (False,) * (len(prompts) - half)
+    call = OfficialCall(
+        conditional=conditional,
+        clips=(0,) * len(prompts),  # this host samples one clip at a time
+        progress=float(kwargs.get("current_step_percentage", 0.0)),
+        lengths=torch.cat([true_lengths(prompt.unsqueeze(0)) for prompt in prompts]).to(device),
+        num_text_rows=model.text_len,
+        text_dim=model.text_dim,
+        project=lambda rows: _projected(model, rows).to(device),
+    )
+    return CallEdits(plan, call)
+
+
+@torch.compiler.disable(recursive=True)
+def _given_to_block(
+    edits: CallEdits, index: int, args: tuple, kwargs: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]] | None:
+    block, tokens, context = edits.block(index), args[0], kwargs["context"]
+    if block.hidden_states:
+        # a copy: the block works in place, and a payload must stay what it is
+        tokens = edited(block.hidden_states, tokens).clone()
+    if context is not None:
+        context = edits.context(block.context, context)
+    if block.attention_output:
+        if context is None or len(context) > len(tokens):
+            raise ConfigError("attention_output takes one prompt at a time here; remove the others from this run")
+        context = context.view_as(context)  # a tensor of this block alone, to be marked
+        setattr(context, _EDITS, block.attention_output)
+    return (tokens, *args[1:]), {**kwargs, "context": context}
+
+
+def _projected(model: Any, rows: Tensor) -> Tensor:
+    """Rows after the model's own `text_embedding`, where its weights rest, in the dtype that the model uses there."""
+    weight = model.text_embedding[0].weight
+    is_plain = weight.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    return model.text_embedding(rows.to(weight.device, weight.dtype if is_plain else model.base_dtype))
