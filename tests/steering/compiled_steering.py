@@ -30,22 +30,22 @@ def main(way: str, backend: str) -> None:
     text = pipeline.encode(["A small red circle moves to the left on a black background."])
     inject = PromptPayload(pipeline.encode(["A large green cross moves up."]))
     turn = DirectionPayload(torch.randn(6, 128, generator=torch.Generator().manual_seed(0)))
-    operations = (
-        Operation("context", "lerp", (0.2, 0.4, 0.6, 0.7, 0.8, 0.9), inject),
-        Operation("hidden_states", "add", (0.1, 0.2, 0.0, 0.0, 0.0, 0.0), turn),
-    )
+    everywhere = Operation("context", "lerp", (0.2, 0.4, 0.6, 0.7, 0.8, 0.9), inject)
+    early = Operation("hidden_states", "add", (0.1, 0.2, 0.0, 0.0, 0.0, 0.0), turn)
+    late = Operation("context", "lerp", (0.0, 0.0, 0.0, 0.0, 1.0, 0.5), inject)
 
     def before_during_after() -> list[Tensor]:
         def sample() -> Tensor:
             return pipeline.generate(text, seeds=[1], steps=2)[1].values
 
-        before = sample()
-        with steer(pipeline, Plan(operations)):
-            during = sample()
-        return [before, during, sample()]
+        clips = [sample()]
+        for operations in ((late,), (everywhere, early)):
+            with steer(pipeline, Plan(operations)):
+                clips.append(sample())
+        return [*clips, sample()]
 
     eager = before_during_after()
-    assert not torch.allclose(eager[0], eager[1], atol=0.1)
+    assert not any(torch.allclose(eager[0], steered, atol=0.1) for steered in eager[1:3])
     compile_model(pipeline, way, backend)
     for compiled, expected in zip(before_during_after(), eager, strict=True):
         torch.testing.assert_close(compiled, expected, atol=2e-4, rtol=1e-4)

@@ -9,3 +9,4 @@ app = typer.Typer(help="Act inside the blocks of a frozen model, and measure it.
 app.command("apply")(steer_apply.command)
 app.command("measure")(steer_measure.command)
 app.add_typer(steer_control.app, name="control")
+app.add_typer(steer_control.app, name="control")
