@@ -21,8 +21,8 @@ PUBLIC = {
     "latentloom.training": "WeightAverage load_state make_optimizers save_state set_learning_rate trapezoid",
     "latentloom.tensors": "SentenceVector TextEmbeddings VideoLatents",
     "latentloom.storage": (
-        "atomic_write encode_mp4 load_object read_header read_module read_npz read_pt read_video replace_folder "
-        "require_writable save_module save_object write_contact_sheet write_json write_text write_video"
+        "EmbeddingStore atomic_write encode_mp4 load_object read_header read_module read_npz read_pt read_video "
+        "replace_folder require_writable save_module save_object write_contact_sheet write_json write_text write_video"
     ),
 }
 

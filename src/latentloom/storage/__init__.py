@@ -1,4 +1,4 @@
-"""Files that the package reads and writes: safetensors that rebuild what they hold, foreign arrays, clips.
+"""Files that the package reads and writes: safetensors that rebuild what they hold, foreign arrays, clips, embeddings.
 
 Everything is written to a temporary name and renamed. Nothing is read by pickle, and no reader allocates memory on a
 file's word alone; a damaged or unsafe file raises `CorruptFileError`.
@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 __all__ = [
+    "EmbeddingStore",
     "atomic_write",
     "encode_mp4",
     "load_object",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "EmbeddingStore": "embedding_store",
     "atomic_write": "atomic",
     "encode_mp4": "video",
     "load_object": "objects",
@@ -48,6 +50,7 @@ _MODULES = {
 if TYPE_CHECKING:
     from latentloom.storage.atomic import atomic_write, replace_folder, require_writable, write_json, write_text
     from latentloom.storage.contact_sheet import write_contact_sheet
+    from latentloom.storage.embedding_store import EmbeddingStore
     from latentloom.storage.foreign import read_npz, read_pt
     from latentloom.storage.header import read_header
     from latentloom.storage.modules import read_module, save_module
