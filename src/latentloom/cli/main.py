@@ -32,6 +32,7 @@ NOUNS: dict[str, Noun] = {
     "micro": Noun("latentloom.cli.micro", "Build, score and read MicroWan, the embedded default model."),
     "inspect": Noun("latentloom.cli.inspect", "Tell what a checkpoint is, from its headers."),
     "convert": Noun("latentloom.cli.convert", "Rewrite a checkpoint in another layout, bit for bit."),
+    "store": Noun("latentloom.cli.store", "Keep text embeddings by their content, find and compare them."),
     "runs": Noun("latentloom.cli.runs", "List past runs and show one."),
 }
 
