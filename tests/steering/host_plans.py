@@ -7,7 +7,7 @@ from torch import Tensor
 
 from latentloom.steering.blocks import block_strengths
 from latentloom.steering.capture import capture
-from latentloom.steering.hosts.diffusers import project_padded, steer
+from latentloom.steering.hosts.diffusers import steer
 from latentloom.steering.plan import (
     ActivationsPayload,
     DirectionPayload,
@@ -18,6 +18,7 @@ from latentloom.steering.plan import (
     PromptPayload,
     RowsPayload,
 )
+from latentloom.steering.projection import project_rows
 from latentloom.tensors import TextEmbeddings, VideoLatents
 from latentloom.wan.pipeline import WanPipeline
 
@@ -82,7 +83,7 @@ def made(pipeline: WanPipeline, kind: str, site: str) -> Payload:
             return PromptPayload(text)
         case "rows":
             with torch.no_grad():
-                rows = project_padded(pipeline.transformer, text.padded(int(text.lengths.max())))
+                rows = project_rows(pipeline.transformer, text.padded(int(text.lengths.max())))
             return RowsPayload(TextEmbeddings.from_padded(rows, lengths=text.lengths))
         case "activations":
             latents = VideoLatents(clips()[:1])

@@ -12,7 +12,7 @@ from latentloom.errors import ConfigError
 from latentloom.micro import default_checkpoint
 from latentloom.steering.blocks import block_strengths
 from latentloom.steering.capture import capture
-from latentloom.steering.hosts.diffusers import bind, project_padded, steer
+from latentloom.steering.hosts.diffusers import bind, steer
 from latentloom.steering.plan import (
     ActivationsPayload,
     DirectionPayload,
@@ -22,6 +22,7 @@ from latentloom.steering.plan import (
     PromptPayload,
     RowsPayload,
 )
+from latentloom.steering.projection import project_rows
 from latentloom.tensors import TextEmbeddings, VideoLatents
 from latentloom.wan.pipeline import WanPipeline
 
@@ -82,7 +83,7 @@ def test_rows_of_the_models_width_are_the_prompt_that_they_were_projected_from(m
     text = micro_wan.encode(INJECTED)
     with torch.no_grad():
         rows = TextEmbeddings.from_padded(
-            project_padded(micro_wan.transformer, text.padded(int(text.lengths.max()))), lengths=text.lengths
+            project_rows(micro_wan.transformer, text.padded(int(text.lengths.max()))), lengths=text.lengths
         )
     steered = sample(micro_wan, plan=Plan((operation(micro_wan, payload=RowsPayload(rows)),)))
     torch.testing.assert_close(steered, swapped, atol=2e-4, rtol=1e-4)
@@ -189,6 +190,12 @@ def test_recorded_activations_put_back_where_they_were_change_nothing(micro_wan)
         back = operation(micro_wan, "0,3,5", site="hidden_states", payload=ActivationsPayload(recorded))
         with steer(micro_wan, Plan((back,))):
             assert torch.equal(micro_wan.velocity(latents, timestep, text), before)
+        only = ActivationsPayload(capture(micro_wan, VideoLatents(latents[:1]), 600.0, text[[0]], [3]))
+        with steer(micro_wan, Plan((operation(micro_wan, "3", site="hidden_states", payload=only),))):
+            same = micro_wan.velocity(latents[[0, 0]], timestep, text[[0, 0]])
+        torch.testing.assert_close(same, before[[0, 0]], atol=1e-4, rtol=1e-4)
+        with pytest.raises(ConfigError, match="no activations of block 0"):
+            operation(micro_wan, "0,3", site="hidden_states", payload=only)
         smaller = capture(micro_wan, VideoLatents(latents[:, :, :, :6]), 600.0, text, [0])
         misfit = operation(micro_wan, "0", site="hidden_states", payload=ActivationsPayload(smaller))
         with pytest.raises(ConfigError, match="same number and size"), steer(micro_wan, Plan((misfit,))):

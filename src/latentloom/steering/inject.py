@@ -85,6 +85,16 @@ class Injector:
             sites[act.operation.site].append(make(act, block, strength, material[index]))
         return BlockEdits(**{site: tuple(edits) for site, edits in sites.items()})
 
+    def context_key(self, block: int, acting: list[Acting | None]) -> tuple[tuple[int, float, int], ...]:
+        """What a block's edits of the context come down to: blocks of one key change one context alike."""
+        key = []
+        for index, act in enumerate(acting):
+            if act is None or act.operation.site != "context" or not act.operation.strengths[block]:
+                continue
+            several = any(len(tensor) > 1 for tensor in _directions(act.operation))
+            key.append((index, act.operation.strengths[block], block if several else 0))
+        return tuple(key)
+
 
 def of_clips(text: TextEmbeddings, clips: tuple[int, ...]) -> TextEmbeddings:
     """A payload's prompts for the clips of a call: its only prompt for all, or each clip's own.
@@ -210,6 +220,13 @@ def _change(operation: Operation, block: int, strength: Float[Tensor, ""]) -> To
         "ablate": operations.ablate,
     }[operation.method]
     return lambda values: change(values, vector, strength)
+
+
+def _directions(operation: Operation) -> tuple[Tensor, ...]:
+    payload = operation.payload
+    if isinstance(payload, PlanePayload):
+        return payload.first, payload.second
+    return (payload.vectors,) if isinstance(payload, DirectionPayload) else ()
 
 
 def _of_block(vectors: Float[Tensor, "N D"], block: int, device: torch.device) -> Float[Tensor, "D"]:

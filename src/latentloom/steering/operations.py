@@ -19,7 +19,7 @@ def mix(tokens: Float[Tensor, "B S D"], other: Float[Tensor, "B S D"], share: St
 
 def add(tokens: Float[Tensor, "B S D"], offset: Float[Tensor, "*#B D"], factor: Strength) -> Float[Tensor, "B S D"]:
     """Tokens with a multiple of one direction, or of one row per token, added."""
-    return (tokens.float() + factor * offset.float()).to(tokens.dtype)
+    return torch.addcmul(tokens.float(), factor, offset.float()).to(tokens.dtype)
 
 
 def add_keep_norm(
@@ -30,7 +30,7 @@ def add_keep_norm(
     A token that the addition cancels entirely stays as it was: it has no direction to keep its length in.
     """
     before = tokens.float()
-    after = before + factor * direction.float()
+    after = torch.addcmul(before, factor, direction.float())
     length, moved = before.norm(dim=-1, keepdim=True), after.norm(dim=-1, keepdim=True)
     kept = torch.where(moved > 0, after * (length / moved.clamp_min(torch.finfo(torch.float32).tiny)), before)
     return kept.to(tokens.dtype)
@@ -43,7 +43,7 @@ def ablate(tokens: Float[Tensor, "B S D"], direction: Float[Tensor, "D"], share:
     """
     unit = _unit(direction)
     values = tokens.float()
-    return (values - share * (values @ unit).unsqueeze(-1) * unit).to(tokens.dtype)
+    return torch.addcmul(values, (values @ unit).unsqueeze(-1), -share * unit).to(tokens.dtype)
 
 
 def rotate(

@@ -148,6 +148,11 @@ class Operation:
         if not all(tensor.is_meta or tensor.isfinite().all() for tensor in payload_tensors(self.payload)):
             raise ConfigError(f"the payload of {self.method} on {self.site} holds NaN or infinities; make it anew")
 
+        if isinstance(self.payload, ActivationsPayload):
+            missing = [block for block in self.blocks if block not in self.payload.activations.values]
+            if missing:
+                raise ConfigError(f"there are no activations of block {missing[0]}; record them, or leave it alone")
+
     def _check_strengths(self) -> None:
         low, high, meaning = STRENGTHS[self.method]
         for block, strength in enumerate(self.strengths):

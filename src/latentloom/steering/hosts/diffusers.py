@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from latentloom.errors import ConfigError
 from latentloom.steering.capture import capture
 from latentloom.steering.hosts.compiled import forget_compiled
+from latentloom.steering.hosts.payloads import activations_of, payload_rows
 from latentloom.steering.inject import Acting, BlockEdits, Injector, Material, TokenEdit, of_clips
 from latentloom.steering.plan import ActivationsPayload, Operation, Plan, PromptPayload, RowsPayload
+from latentloom.steering.projection import project_rows
 from latentloom.steering.text_rows import TextRows
 from latentloom.tensors import TextEmbeddings, VideoLatents
 from latentloom.wan.folded_padding import FoldedProcessor
@@ -135,13 +137,16 @@ class Binding:
             return
         material = [self._material(index, act, call, folded, record) for index, act in enumerate(acting)]
         try:
+            contexts: dict[tuple, TextRows] = {}
             for block, slot in enumerate(self._slots):
                 slot.edits = self._injector.edits(block, acting, material)
                 slot.lengths = call.text.lengths
+                slot.contexts, slot.alike = contexts, self._injector.context_key(block, acting)
             yield
         finally:
             for slot in self._slots:
                 slot.edits = None
+                slot.contexts = {}
 
     def _material(
         self, index: int, act: Acting | None, call: ModelCall, folded: bool, record: Record | None
@@ -150,56 +155,38 @@ class Binding:
             return None
         payload = act.operation.payload
         if isinstance(payload, ActivationsPayload):
-            return {block: values.to(call.latents.device) for block, values in payload.activations.values.items()}
+            return {block: activations_of(values, call.clips) for block, values in payload.activations.values.items()}
         if isinstance(payload, PromptPayload) and act.operation.site != "context":
             if record is None:
                 raise ConfigError(
                     f"a prompt on {act.operation.site} needs a second run of the model; record its activations first"
                 )
-            recorded = record(call, act.operation, of_clips(payload.text, call.clips))
-            return {block: values.to(call.latents.device) for block, values in recorded.items()}
+            return record(call, act.operation, of_clips(payload.text, call.clips))
         if isinstance(payload, PromptPayload | RowsPayload):
             key = (index, call.clips, folded)
             if key not in self._projected:
-                self._projected[key] = self._rows(payload, call, folded)
+                text_dim = self.transformer.config["text_dim"]
+                self._projected[key] = payload_rows(
+                    payload, call.clips, self._project, text_dim=text_dim, padded_to=MAX_TOKENS, folded=folded
+                )
             return self._projected[key]
         return None
 
-    def _rows(self, payload: PromptPayload | RowsPayload, call: ModelCall, folded: bool) -> TextRows:
-        """The payload's rows in the form that the call's own context has."""
-        given = payload.text if isinstance(payload, PromptPayload) else payload.rows
-        text = of_clips(given, call.clips).to(call.latents.device, self.transformer.dtype)
-        num_rows = int(text.lengths.max()) + 1 if folded else MAX_TOKENS
-        if isinstance(payload, PromptPayload):
-            rows = project_padded(self.transformer, text.padded(num_rows))
-        else:
-            padding = project_padded(self.transformer, text.tokens.new_zeros(1, 1, self.transformer.config["text_dim"]))
-            rows = torch.where(text.mask(num_rows).unsqueeze(-1), text.padded(num_rows), padding)
-        return TextRows(rows, text.lengths, MAX_TOKENS if folded else None)
-
-
-def project_padded(transformer: WanTransformer3DModel, padded: Float[Tensor, "B K T"]) -> Float[Tensor, "B K D"]:
-    """Padded rows of the text encoder after the transformer's own text embedding, wherever its weights rest.
-
-    Raises:
-        ConfigError: the weights are not loaded yet.
-    """
-    embedder = transformer.condition_embedder.text_embedder
-    weights = dict(embedder.named_parameters())
-    if any(weight.is_meta for weight in weights.values()):
-        raise ConfigError("the model's weights are not loaded yet; load them before sampling")
-    if all(weight.device == padded.device for weight in weights.values()):
-        return embedder(padded)
-    moved = {name: weight.to(padded.device) for name, weight in weights.items()}
-    return torch.func.functional_call(embedder, moved, (padded,))
+    def _project(self, rows: Float[Tensor, "B K T"]) -> Float[Tensor, "B K D"]:
+        return project_rows(self.transformer, rows.to(self._injector.device, self.transformer.dtype))
 
 
 class _Slot:
-    """What one block's hooks do during the call under way."""
+    """What one block's hooks do during the call under way.
+
+    The context that enters is the same in every block, so blocks whose edits of it are alike share the outcome.
+    """
 
     def __init__(self) -> None:
         self.edits: BlockEdits | None = None
         self.lengths: Tensor | None = None
+        self.contexts: dict[tuple, TextRows] = {}
+        self.alike: tuple = ()
 
 
 def _hidden_states_hook(slot: _Slot) -> Callable[[nn.Module, tuple], tuple | None]:
@@ -225,17 +212,22 @@ def _context_hook(slot: _Slot) -> Callable[[nn.Module, tuple], tuple | None]:
         if slot.edits is None or not slot.edits.context:
             return None
         hidden_states, context, _, rotary_emb = inputs
+        text = slot.contexts.get(slot.alike)
         # an image-to-video model puts the image's rows before the text's 512
         num_image_rows = context.shape[1] - MAX_TOKENS if module.add_k_proj is not None else 0
-        folded_from = module.processor.fold.max_length if isinstance(module.processor, FoldedProcessor) else None
-        assert slot.lengths is not None
-        text = TextRows(context[:, num_image_rows:], slot.lengths, folded_from)
-        for edit in slot.edits.context:
-            text = edit(text)
+        if text is None:
+            folded_from = module.processor.fold.max_length if isinstance(module.processor, FoldedProcessor) else None
+            assert slot.lengths is not None
+            text = TextRows(context[:, num_image_rows:], slot.lengths, folded_from)
+            for edit in slot.edits.context:
+                text = edit(text)
+            slot.contexts[slot.alike] = text
         rows = text.rows.to(context.dtype)
         if num_image_rows:
             rows = torch.cat([context[:, :num_image_rows], rows], dim=1)
-        return hidden_states, rows, text.bias, rotary_emb
+        # texts of the lengths that came in are attended to with the bias that came in
+        bias = None if text.lengths is slot.lengths and rows.shape == context.shape else text.bias
+        return hidden_states, rows, bias, rotary_emb
 
     return hook
 

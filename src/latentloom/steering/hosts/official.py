@@ -9,13 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentloom.errors import ConfigError
+from latentloom.steering.hosts.payloads import Project, activations_of, payload_rows
 from latentloom.steering.inject import Acting, BlockEdits, ContextEdit, Injector, Material, TokenEdit, of_clips
 from latentloom.steering.plan import ActivationsPayload, Operation, Plan, PromptPayload, RowsPayload, Site
 from latentloom.steering.text_rows import TextRows
 from latentloom.tensors import TextEmbeddings
-
-Project = Callable[[Tensor], Tensor]
-"""Padded rows of the text encoder [B, K, T] -> [B, K, D], by the model's own `text_embedding`."""
 
 Record = Callable[[Operation, TextEmbeddings], Mapping[int, Tensor]]
 """(operation, prompts) -> what the blocks hold at the operation's site if this call is made with the prompts."""
@@ -131,7 +129,7 @@ def _material(act: Acting | None, call: OfficialCall) -> Material:
         return None
     operation, payload = act.operation, act.operation.payload
     if isinstance(payload, ActivationsPayload):
-        return {block: _of_rows(values, call.clips) for block, values in payload.activations.values.items()}
+        return {block: activations_of(values, call.clips) for block, values in payload.activations.values.items()}
     if isinstance(payload, PromptPayload) and operation.site != "context":
         if call.record is None:
             raise ConfigError(
@@ -140,25 +138,5 @@ def _material(act: Acting | None, call: OfficialCall) -> Material:
             )
         return call.record(operation, of_clips(payload.text, call.clips))
     if isinstance(payload, PromptPayload | RowsPayload):
-        return _rows(payload, call)
+        return payload_rows(payload, call.clips, call.project, text_dim=call.text_dim, padded_to=call.num_text_rows)
     return None
-
-
-def _of_rows(values: Float[Tensor, "N S D"], clips: tuple[int, ...]) -> Float[Tensor, "B S D"]:
-    if len(values) == 1:
-        return values.expand(len(clips), -1, -1)
-    # clips that were not recorded are left to the check of shapes
-    return values[list(clips)] if max(clips) < len(values) else values
-
-
-def _rows(payload: PromptPayload | RowsPayload, call: OfficialCall) -> TextRows:
-    """The payload's rows, padded as the host pads: with zeros, before they are projected."""
-    if isinstance(payload, PromptPayload):
-        text = of_clips(payload.text, call.clips)
-        rows = call.project(text.padded(call.num_text_rows))
-        return TextRows(rows, text.lengths.to(rows.device))
-    text = of_clips(payload.rows, call.clips)
-    mask, given = text.mask(call.num_text_rows).unsqueeze(-1), text.padded(call.num_text_rows)
-    padding = call.project(given.new_zeros(1, 1, call.text_dim))
-    rows = torch.where(mask.to(padding.device), given.to(padding), padding)
-    return TextRows(rows, text.lengths.to(rows.device))
