@@ -229,7 +229,8 @@ def _panels(sweep: AttributeSweep, families: Families, noun: str) -> list[Panel]
 
 def _points(found: Contributions, place: int) -> str:
     mean, low, high = (100 * float(values[place]) for values in (found.mean, found.low, found.high))
-    return f"{mean:.1f} ({low:.0f} to {high:.0f})"
+    mean = round(mean, 1) + 0.0  # adding nothing takes the sign off what rounds to nothing
+    return f"{mean:.1f} ({round(low)} to {round(high)})"
 
 
 def _percents(sweep: AttributeSweep, parts: Mapping[str, Part]) -> Tensor:
