@@ -9,7 +9,7 @@ import duckdb
 import pytest
 import torch
 
-from latentloom.errors import CorruptFileError, FileError
+from latentloom.errors import ConfigError, CorruptFileError, FileError
 from latentloom.storage import EmbeddingStore
 from latentloom.storage.embedding_file import default_path
 from latentloom.tensors import TextEmbeddings
@@ -104,6 +104,29 @@ def test_missing_folders_are_made_and_quotes_in_names_do_no_harm(tmp_path):
     store.put(TOKENS, "a", "encoder")
     store.vacuum()
     store.export(tmp_path / "it's" / "exported")
+    assert store.stats().num_embeddings == 1
+
+
+def test_links_to_one_store_are_one_store(path, tmp_path):
+    EmbeddingStore(path).put(TOKENS, "a", "encoder")
+    link = tmp_path / "link.duckdb"
+    link.symlink_to(path)
+    EmbeddingStore(link).vacuum()
+    assert link.is_symlink()
+    assert EmbeddingStore(link).path == path.resolve()
+    assert EmbeddingStore(path).stats().num_embeddings == 1
+
+
+def test_texts_that_are_not_unicode_are_told(path):
+    store = EmbeddingStore(path)
+    store.put(TOKENS, "a", "encoder")
+    for call in (
+        lambda: store.get("\udcff"),
+        lambda: store.entries(prompt="\udcff"),
+        lambda: store.put(TOKENS, "b", "encoder", kind="\udcff"),
+    ):
+        with pytest.raises(ConfigError, match="not valid Unicode"):
+            call()
     assert store.stats().num_embeddings == 1
 
 

@@ -144,11 +144,19 @@ class TestVacuum:
 
     def test_what_a_killed_vacuum_left_does_no_harm(self, store):
         store.put(normal(4), "a", "encoder")
-        for name in (".vacuum", ".vacuum.wal", ".new"):
-            Path(f"{store.path}{name}").write_bytes(b"half a copy")
-        store.vacuum()
+        for call in (store.vacuum, lambda: store.put(normal(5), "b", "encoder"), lambda: store.clean(kind="none")):
+            for name in (".vacuum", ".vacuum.wal"):
+                Path(f"{store.path}{name}").write_bytes(b"half a copy")
+            call()
+            assert not Path(f"{store.path}.vacuum").exists()
+            assert not Path(f"{store.path}.vacuum.wal").exists()
+        assert len(store.entries()) == 2
+
+    def test_what_a_killed_process_left_of_a_new_store_does_no_harm(self, store):
+        for name in (".new", ".new.wal"):
+            Path(f"{store.path}{name}").write_bytes(b"half a store")
+        store.put(normal(4), "a", "encoder")
         assert len(store.entries()) == 1
-        assert not Path(f"{store.path}.vacuum").exists()
 
     def test_a_copy_that_fails_leaves_the_file_as_it_was(self, store):
         store.put(normal(4), "a", "encoder")

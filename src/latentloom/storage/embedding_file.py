@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from latentloom.errors import ConfigError, FileError
 from latentloom.storage.atomic import require_writable
-from latentloom.storage.embedding_schema import connect, create
+from latentloom.storage.embedding_schema import connect, create, discard
+from latentloom.storage.embedding_upkeep import unfinished_copy
 from latentloom.storage.store_lock import StoreLock
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ class EmbeddingFile:
     def __init__(self, path: Path | str | None, timeout: float) -> None:
         if not 0 <= timeout <= 1e6:
             raise ConfigError(f"timeout={timeout}; give the seconds to wait, from 0 to 1000000")
-        self.path = (default_path() if path is None else Path(path).expanduser()).absolute()
+        self.path = (
+            default_path() if path is None else Path(path).expanduser()
+        ).resolve()  # links to one file share its lock
         self.timeout = timeout
 
     @contextmanager
@@ -64,8 +67,10 @@ class EmbeddingFile:
         Raises:
             FileError: as `reading`.
         """
-        with self.alone() as deadline, connect(self.path, read_only=False, deadline=deadline) as connection:
-            yield connection
+        with self.alone() as deadline:
+            discard(unfinished_copy(self.path))  # of a vacuum that was killed
+            with connect(self.path, read_only=False, deadline=deadline) as connection:
+                yield connection
 
     @contextmanager
     def adding(self) -> "Iterator[DuckDBPyConnection]":
@@ -82,6 +87,7 @@ class EmbeddingFile:
         if not self.path.exists():
             require_writable(self.path)
         with StoreLock(self.path, self.timeout).hold() as deadline:
+            discard(unfinished_copy(self.path))
             if not self.path.exists():  # nobody made it meanwhile
                 create(self.path)
             with connect(self.path, read_only=False, deadline=deadline) as connection:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
-from latentloom.errors import CorruptFileError, FileError
+from latentloom.errors import ConfigError, CorruptFileError, FileError
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -39,11 +39,11 @@ TABLES = {
         num_compared BIGINT NOT NULL, candidates VARCHAR NOT NULL""",
 }
 
-# An embedding put by itself begins a block in several columns: with DuckDB's 256 KB it would take half a megabyte.
+# What follows is measured in benchmarks/results/embedding_settings.txt.
+# An embedding put by itself begins blocks of its own, so smaller ones than DuckDB's 256 KB.
 BLOCK_BYTES = 64 * 2**10
-
-# Each commit goes to the file itself instead of to the log and then to the file, and rows that are there are not
-# written again each time some are added (docs/systems/embedding_store.md has both measurements).
+# A commit goes to the file itself instead of to the log and then to the file, and rows that are there are not written
+# again each time some are added.
 SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "checkpoint_threshold": "1KB",
     "max_vacuum_tasks": 0,
@@ -66,6 +66,7 @@ def connect(path: Path, *, read_only: bool, deadline: float) -> "Iterator[DuckDB
     Raises:
         FileError: it holds other tables, another version of these, or another program has it open.
         CorruptFileError: no DuckDB database, or damaged.
+        ConfigError: a text inside that is not Unicode.
     """
     connection = _open(path, read_only, deadline)
     try:
@@ -85,7 +86,6 @@ def create(path: Path) -> None:
     """
     unfinished = Path(f"{path}.new")
     try:
-        unfinished.unlink(missing_ok=True)  # of a process that was killed here
         make_tables(unfinished)
         put_in_place(unfinished, path)
     except OSError as error:
@@ -95,7 +95,8 @@ def create(path: Path) -> None:
 
 
 def make_tables(path: Path) -> None:
-    """A new database with empty tables and the version row."""
+    """A new database with empty tables and the version row; what a killed process left in its place goes."""
+    discard(path)
     with duckdb.connect(str(path), config={**SETTINGS, "default_block_size": BLOCK_BYTES}) as connection:
         for name, columns in TABLES.items():
             connection.execute(f"CREATE TABLE {name} ({columns})")
@@ -105,6 +106,12 @@ def make_tables(path: Path) -> None:
             "INSERT INTO latentloom.store_version VALUES (?, ?)",
             [SCHEMA_VERSION, f"latentloom {version('latentloom')}"],
         )
+
+
+def discard(path: Path) -> None:
+    """Remove a database and its log, where they are."""
+    for file in (path, Path(f"{path}.wal")):
+        file.unlink(missing_ok=True)
 
 
 def put_in_place(finished: Path, path: Path) -> None:
@@ -159,6 +166,8 @@ def _check_version(path: Path, connection: "DuckDBPyConnection") -> None:
 
 def _translated(path: Path, error: duckdb.Error) -> Exception:
     """A file that cannot be read or written is the user's matter; a wrong statement is a bug and stays what it is."""
+    if isinstance(error, duckdb.InvalidInputException) and "cannot encode str as UTF-8" in str(error):
+        return ConfigError("a text that was given for the store is not valid Unicode; mend it")
     if isinstance(error, duckdb.OperationalError | duckdb.InternalError | duckdb.FatalException):
         return CorruptFileError(f"{path} cannot be read or written: {_first_line(error)}")
     return error

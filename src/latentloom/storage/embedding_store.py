@@ -32,8 +32,8 @@ class EmbeddingStore:
     """A file of embeddings, the operations on them, and cached answers about them.
 
     Every call opens the file late and closes it early. In between it holds a lock, so that any number of threads and
-    processes may work on one file at a time; a call either happens as a whole or not at all. Calls that only read
-    refuse a file that is not there, the others make it.
+    processes may work on one file at a time; a call either happens as a whole or not at all. Where there is no file,
+    `put`, `put_many` and `record_operation` make it, and all others say that it is not there.
 
     An id may be given by its beginning where no other id begins so.
 

@@ -22,7 +22,7 @@ from latentloom.storage.embedding_entries import (
     StoreStats,
 )
 from latentloom.storage.embedding_rows import moment_before, select_entries
-from latentloom.storage.embedding_schema import SETTINGS, TABLES, connect, make_tables, put_in_place
+from latentloom.storage.embedding_schema import SETTINGS, TABLES, connect, discard, make_tables, put_in_place
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -102,16 +102,19 @@ def rewrite(path: Path, deadline: float, track: Track) -> FileSizes:
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise FileError(f"{path} needs {needed} bytes for its copy and {free} are free there; make room first")
-    unfinished = Path(f"{path}.vacuum")
-    for leftover in (unfinished, Path(f"{unfinished}.wal")):  # of a process that was killed here
-        leftover.unlink(missing_ok=True)
+    unfinished = unfinished_copy(path)
     try:
         make_tables(unfinished)
         _copy(path, unfinished, batches, track)
         put_in_place(unfinished, path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        discard(unfinished)
     return FileSizes(before, path.stat().st_size)
+
+
+def unfinished_copy(path: Path) -> Path:
+    """Where `rewrite` makes its copy."""
+    return Path(f"{path}.vacuum")
 
 
 def export(connection: "DuckDBPyConnection", folder: Path, tokens: bool) -> None:
