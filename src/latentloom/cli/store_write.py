@@ -164,7 +164,8 @@ def _put_file(
     done += results
     ids = [result.id for result in results]
     if operation is not None and any(result.is_new for result in results):
-        settings = {**record.get("parameters", {}), "operands": [_described(each) for each in record["operands"]]}
+        described = [_described(each) for each in record.get("operands", [])]
+        settings = {**record.get("parameters", {}), "operands": described}
         store.record_operation(operation, inputs, settings, ids)
     return ids
 
@@ -173,7 +174,7 @@ def _operand_file(result: Path, operand: dict[str, Any]) -> Path:
     """The file of an operand, if it is still the one that went in."""
     from latentloom.storage.modules import read_origin
 
-    file = Path(operand["file"])
+    file = Path(operand.get("file", ""))
     if (read_origin(file).record or {}) != {name: value for name, value in operand.items() if name != "file"}:
         raise FileError(f"{file} is no longer the operand that made {result}; leave out --operands")
     return file
