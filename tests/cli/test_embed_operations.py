@@ -9,10 +9,10 @@ import torch
 from steering.random_prompts import random_prompts
 
 from latentloom.cli.main import run
-from latentloom.steering.amplify import amplify
-from latentloom.steering.arithmetic import add, difference, prompt_norms
-from latentloom.steering.difference import relative_difference
-from latentloom.steering.interpolation import interpolate
+from latentloom.steering.embeddings.amplify import amplify
+from latentloom.steering.embeddings.arithmetic import add, difference, prompt_norms
+from latentloom.steering.embeddings.difference import relative_difference
+from latentloom.steering.embeddings.interpolation import interpolate
 from latentloom.storage import load_object, save_object
 from latentloom.storage.modules import read_origin
 from latentloom.tensors import TextEmbeddings

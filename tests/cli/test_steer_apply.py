@@ -9,8 +9,8 @@ import torch
 
 from latentloom.cli.main import run
 from latentloom.runs import RunRecord
-from latentloom.steering.control import ControlVector
-from latentloom.steering.control_files import save_control
+from latentloom.steering.control.files import save_control
+from latentloom.steering.control.vector import ControlVector
 from latentloom.steering.plan_file import load_plan_config
 from latentloom.storage import read_video, save_object
 from latentloom.tensors import TextEmbeddings

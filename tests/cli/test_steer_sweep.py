@@ -9,7 +9,7 @@ import pytest
 from latentloom.cli import steer_sweep
 from latentloom.cli.main import NOUNS, Noun, run
 from latentloom.runs import RunRecord
-from latentloom.steering import sweep_report
+from latentloom.steering.sweep import report as sweep_report
 from latentloom.wan import pipeline as pipeline_module
 
 SMALL = ["--num-frames", "5", "--height", "16", "--width", "16", "--steps", "2", "--points", "2", "--device", "cpu"]
@@ -79,7 +79,7 @@ def test_micro_gets_both_maps_and_an_interrupted_sweep_goes_on(tiny_checkpoint, 
     assert (record.status, record.seeds) == ("finished", [0, 1, 2])
 
     # a second call computes nothing anew but what it lacks
-    from latentloom.steering.sweep import _Run
+    from latentloom.steering.sweep.velocity import _Run
 
     monkeypatch.setattr(_Run, "change", None)
     assert run([*arguments, "--sets", "single,presets", "--json", "-"]) == 0
@@ -178,7 +178,7 @@ def test_one_pair_has_no_interval(tiny_checkpoint, tmp_path, capsys):
 
 
 def test_the_help_names_every_family():
-    from latentloom.steering.sweep_parts import FAMILIES
+    from latentloom.steering.sweep.parts import FAMILIES
 
     (option,) = steer_sweep.command.__annotations__["sets"].__metadata__
     assert all(name in option.help for name in FAMILIES)

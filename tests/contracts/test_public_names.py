@@ -18,6 +18,14 @@ PUBLIC = {
         "Config Report RunFolder RunRecord all_reduce_mean_ choose_device find_run is_distributed launch_processes "
         "list_runs load_config process_rank seed_everything to_toml track"
     ),
+    "latentloom.steering": (
+        "ActivationsPayload BlockActivations ControlVector DirectionPayload Operation Plan PlanePayload "
+        "PromptPayload RowsPayload ablate_span add amplify apply_plan bind block_strengths boost_projection "
+        "build_plan capture_activations combine compare difference fit_control functional_effect "
+        "inject_direct interpolate learn_control load_activations load_control load_plan_config "
+        "measure_bottleneck multiply noised normalize project record_pairs relative_difference "
+        "save_activations save_control scale steer weighted_sum"
+    ),
     "latentloom.training": "WeightAverage load_state make_optimizers save_state set_learning_rate trapezoid",
     "latentloom.tensors": "SentenceVector TextEmbeddings VideoLatents",
     "latentloom.storage": (

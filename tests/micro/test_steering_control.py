@@ -10,6 +10,7 @@ from latentloom.micro.attributes import VALUES, is_held_out, is_unseen_pair
 from latentloom.micro.lexicon import parse
 from latentloom.micro.score import Accuracy
 from latentloom.micro.steering_control import (
+    STRENGTHS,
     AblationScore,
     Gallery,
     attribute_pairs,
@@ -20,9 +21,9 @@ from latentloom.micro.steering_control import (
     values_of,
 )
 from latentloom.micro.steering_control_report import verdict, write_control_report
-from latentloom.steering.control import ControlVector
-from latentloom.steering.control_fit import fit_control
-from latentloom.steering.record import record_pairs
+from latentloom.steering.control.fit import fit_control
+from latentloom.steering.control.record import record_pairs
+from latentloom.steering.control.vector import ControlVector
 from latentloom.wan.pipeline import WanPipeline
 
 
@@ -65,8 +66,8 @@ def test_pairs_repeat_from_their_seed_and_unknown_names_are_refused():
 
 
 def test_a_colour_is_set_on_held_out_clips_and_the_rest_is_kept(pipeline, colours):
-    score = score_value(pipeline, "colour", colours, "purple", 4.0, num_prompts=12, seed=5)
-    assert score.moved.total == 12
+    score = score_value(pipeline, "colour", colours, "purple", 4.0, num_prompts=10, seed=5)
+    assert score.moved.total == 10
     assert score.moved.share >= 0.8
     assert score.kept["background"].share >= 0.9
     assert score.kept["motion"].share >= 0.7
@@ -74,14 +75,14 @@ def test_a_colour_is_set_on_held_out_clips_and_the_rest_is_kept(pipeline, colour
 
 
 def test_taking_the_span_out_leaves_no_more_of_the_colour_than_a_guess(pipeline, colours):
-    score = score_ablation(pipeline, "colour", colours, num_prompts=24, seed=5)
+    score = score_ablation(pipeline, "colour", colours, num_prompts=16, seed=5)
     assert score.plain["colour"].share >= 0.9
     assert score.times_chance < 1.5
     assert score.ablated["background"].share >= 0.9
 
 
 def test_a_strength_is_chosen_from_those_on_offer(pipeline, colours):
-    assert choose_strength(pipeline, "colour", colours, "cyan", num_prompts=4) in (3.0, 4.0, 6.0)
+    assert choose_strength(pipeline, "colour", colours, "cyan", num_prompts=2) in STRENGTHS
 
 
 def test_the_page_shows_every_value_and_says_what_was_found(pipeline, colours, tmp_path: Path):

@@ -18,8 +18,8 @@ from latentloom.micro.steering_sweep import (
     sample_clips,
     sweep_attributes,
 )
-from latentloom.steering.sweep_parts import Part
-from latentloom.steering.sweep_prompts import PromptPair
+from latentloom.steering.sweep.parts import Part
+from latentloom.steering.sweep.prompts import PromptPair
 from latentloom.wan.pipeline import WanPipeline
 
 RED = Attributes("red", "circle", "small", "left", "black")

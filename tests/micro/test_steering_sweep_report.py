@@ -18,8 +18,8 @@ from latentloom.micro.steering_sweep_report import (
     window_contributions,
     window_section,
 )
-from latentloom.steering.sweep_parts import Units, part_families, plain_orders
-from latentloom.steering.sweep_report import write_sweep_report
+from latentloom.steering.sweep.parts import Units, part_families, plain_orders
+from latentloom.steering.sweep.report import write_sweep_report
 
 BASE = Attributes("red", "circle", "small", "left", "black")
 INJECTED = Attributes("blue", "square", "large", "right", "white")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from latentloom.steering.blocks import block_strengths
-from latentloom.steering.capture import capture
+from latentloom.steering.capture import capture_activations
 from latentloom.steering.hosts.diffusers import steer
 from latentloom.steering.plan import (
     ActivationsPayload,
@@ -87,7 +87,7 @@ def made(pipeline: WanPipeline, kind: str, site: str) -> Payload:
             return RowsPayload(TextEmbeddings.from_padded(rows, lengths=text.lengths))
         case "activations":
             latents = VideoLatents(clips()[:1])
-            return ActivationsPayload(capture(pipeline, latents, TIMESTEP, text, range(6), site))  # pyright: ignore[reportArgumentType]
+            return ActivationsPayload(capture_activations(pipeline, latents, TIMESTEP, text, range(6), site))  # pyright: ignore[reportArgumentType]
         case "plane":
             return PlanePayload(*directions)
         case _:

@@ -11,7 +11,7 @@ from latentloom.errors import ConfigError, CorruptFileError, FileError, ShapeErr
 from latentloom.steering.capture import (
     SITES,
     BlockActivations,
-    capture,
+    capture_activations,
     load_activations,
     noised,
     save_activations,
@@ -42,7 +42,7 @@ def num_hooks(pipeline: WanPipeline) -> int:
 
 
 def test_block_zero_holds_the_patch_embedding(pipeline, latents):
-    held = capture(pipeline, latents, 500, PROMPTS, [0])
+    held = capture_activations(pipeline, latents, 500, PROMPTS, [0])
     patches = pipeline.transformer.patch_embedding(latents.values).flatten(2).transpose(1, 2)
     assert torch.equal(held.after_blocks(0), patches)
     assert held.after_blocks(0).shape == (2, 2 * 2 * 2, DIM)
@@ -56,7 +56,7 @@ def test_after_n_blocks_is_what_block_n_gets_and_what_the_block_before_it_gave(p
     for number, block in enumerate(pipeline.transformer.blocks):
         hooks.append(block.register_forward_pre_hook(lambda _, args, n=number: given.update({n: args[0].clone()})))
         hooks.append(block.register_forward_hook(lambda _, args, output, n=number: returned.update({n: output})))
-    held = capture(pipeline, latents, 300, PROMPTS, range(NUM_BLOCKS + 1))
+    held = capture_activations(pipeline, latents, 300, PROMPTS, range(NUM_BLOCKS + 1))
     for hook in hooks:
         hook.remove()
     assert list(held.values) == [0, 1, 2]
@@ -67,11 +67,11 @@ def test_after_n_blocks_is_what_block_n_gets_and_what_the_block_before_it_gave(p
 
 def test_context_and_attention_output_are_the_layers_input_and_output(pipeline, latents):
     text = pipeline.encode(PROMPTS)
-    context = capture(pipeline, latents, 300, text, [0, 1], "context").values
+    context = capture_activations(pipeline, latents, 300, text, [0, 1], "context").values
     rows = text_rows(pipeline.transformer, text, pipeline.folds_padding).rows
     assert torch.equal(context[0], rows)
     assert torch.equal(context[1], rows)
-    answers = capture(pipeline, latents, 300, text, [1], "attention_output").values
+    answers = capture_activations(pipeline, latents, 300, text, [1], "attention_output").values
     seen = []
     layer = pipeline.transformer.blocks[1].get_submodule("attn2")
     hook = layer.register_forward_hook(lambda _, args, output: seen.append(output))
@@ -83,7 +83,7 @@ def test_context_and_attention_output_are_the_layers_input_and_output(pipeline, 
 
 def test_it_depends_on_latents_timestep_and_prompt_and_on_nothing_else(pipeline, latents):
     def after_two(values: VideoLatents, timestep: float, prompts: list[str]) -> torch.Tensor:
-        return capture(pipeline, values, timestep, prompts, [2]).after_blocks(2)
+        return capture_activations(pipeline, values, timestep, prompts, [2]).after_blocks(2)
 
     plain = after_two(latents, 500, PROMPTS)
     assert torch.equal(after_two(latents, 500, PROMPTS), plain)
@@ -98,7 +98,7 @@ def test_it_depends_on_latents_timestep_and_prompt_and_on_nothing_else(pipeline,
 def test_hooks_are_gone_afterwards_and_after_an_exception(pipeline, latents, monkeypatch):
     before = num_hooks(pipeline)
     for site in SITES:
-        capture(pipeline, latents, 500, PROMPTS, [0, 1], site)
+        capture_activations(pipeline, latents, 500, PROMPTS, [0, 1], site)
         assert num_hooks(pipeline) == before
 
     def fail(*arguments: object) -> None:
@@ -108,29 +108,29 @@ def test_hooks_are_gone_afterwards_and_after_an_exception(pipeline, latents, mon
     monkeypatch.setattr(pipeline, "predict", fail)
     for site in SITES:
         with pytest.raises(KeyError):
-            capture(pipeline, latents, 500, PROMPTS, [0, 1], site)
+            capture_activations(pipeline, latents, 500, PROMPTS, [0, 1], site)
         assert num_hooks(pipeline) == before
 
 
 def test_a_compiled_model_is_watched_too(tiny_checkpoint, latents):
     pipeline = WanPipeline.load(tiny_checkpoint, device="cpu")
-    plain = [capture(pipeline, latents, 500, PROMPTS, [1], site).values[1] for site in SITES]
+    plain = [capture_activations(pipeline, latents, 500, PROMPTS, [1], site).values[1] for site in SITES]
     pipeline.transformer.compile(backend="eager")
     with torch.no_grad():
         pipeline.predict(pipeline.transformer, latents.values, torch.tensor(500.0), pipeline.encode(PROMPTS))
     for site, expected in zip(SITES, plain, strict=True):
-        assert torch.equal(capture(pipeline, latents, 500, PROMPTS, [1], site).values[1], expected)
+        assert torch.equal(capture_activations(pipeline, latents, 500, PROMPTS, [1], site).values[1], expected)
 
 
 def test_of_two_experts_the_one_in_charge_is_watched(tiny_checkpoint, tiny_low_expert, latents):
     pipeline = WanPipeline.load(tiny_checkpoint, device="cpu")
     both = replace(pipeline, transformer_2=tiny_low_expert, facts=replace(pipeline.facts, boundary=0.5))
     patches = tiny_low_expert.patch_embedding(latents.values).flatten(2).transpose(1, 2)
-    low = capture(both, latents, 400, PROMPTS, [0])
+    low = capture_activations(both, latents, 400, PROMPTS, [0])
     assert torch.equal(low.after_blocks(0), patches)
     assert low.record["is_low_noise_expert"]
-    high = capture(both, latents, 600, PROMPTS, [0])
-    assert torch.equal(high.after_blocks(0), capture(pipeline, latents, 600, PROMPTS, [0]).after_blocks(0))
+    high = capture_activations(both, latents, 600, PROMPTS, [0])
+    assert torch.equal(high.after_blocks(0), capture_activations(pipeline, latents, 600, PROMPTS, [0]).after_blocks(0))
 
 
 @pytest.mark.parametrize("timestep", [0, 250, 1000])
@@ -145,7 +145,7 @@ def test_noised_latents_stand_at_their_timestep(timestep):
 
 
 def test_a_file_gives_back_everything_bit_by_bit(pipeline, latents, tmp_path):
-    held = capture(pipeline, latents, 300.5, PROMPTS, [2, 0])
+    held = capture_activations(pipeline, latents, 300.5, PROMPTS, [2, 0])
     half = BlockActivations({n: rows.bfloat16() for n, rows in held.values.items()}, held.site, held.timestep)
     for activations in (held, half):
         save_activations(tmp_path / "a.safetensors", activations)
@@ -187,29 +187,29 @@ def test_other_and_damaged_files_are_refused(tmp_path):
 )
 def test_unknown_blocks_are_refused(pipeline, latents, blocks, site, message):
     with pytest.raises(ConfigError, match=message):
-        capture(pipeline, latents, 500, PROMPTS, blocks, site)
+        capture_activations(pipeline, latents, 500, PROMPTS, blocks, site)
 
 
 def test_what_does_not_fit_the_model_is_refused(pipeline, latents, tiny_checkpoint):
     with pytest.raises(ShapeError, match="1 prompts for 2 clips; give one prompt per clip"):
-        capture(pipeline, latents, 500, ["red"], [0])
+        capture_activations(pipeline, latents, 500, ["red"], [0])
     with pytest.raises(ShapeError, match="latents of 3 channels; this model's have 4"):
-        capture(pipeline, VideoLatents(latents.values[:, :3]), 500, PROMPTS, [0])
+        capture_activations(pipeline, VideoLatents(latents.values[:, :3]), 500, PROMPTS, [0])
     with pytest.raises(ConfigError, match="timestep=1001 is out of range"):
-        capture(pipeline, latents, 1001, PROMPTS, [0])
+        capture_activations(pipeline, latents, 1001, PROMPTS, [0])
     with pytest.raises(ConfigError, match="16"):
-        capture(pipeline, latents, 500, TextEmbeddings(torch.zeros(2, 5), torch.tensor([1, 1])), [0])
+        capture_activations(pipeline, latents, 500, TextEmbeddings(torch.zeros(2, 5), torch.tensor([1, 1])), [0])
     bare = WanPipeline.load(tiny_checkpoint, device="cpu")
     bare.transformer.to(torch.device("meta"))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="weights are not loaded"):
-        capture(bare, latents, 500, PROMPTS, [0])
+        capture_activations(bare, latents, 500, PROMPTS, [0])
 
 
 def test_activations_that_were_not_captured_are_refused(pipeline, latents):
     with pytest.raises(ConfigError, match="after 2 blocks were not captured; these are after 0, 1"):
-        capture(pipeline, latents, 500, PROMPTS, [0, 1]).after_blocks(2)
+        capture_activations(pipeline, latents, 500, PROMPTS, [0, 1]).after_blocks(2)
     with pytest.raises(ConfigError, match="site context"):
-        capture(pipeline, latents, 500, PROMPTS, [0], "context").after_blocks(0)
+        capture_activations(pipeline, latents, 500, PROMPTS, [0], "context").after_blocks(0)
     with pytest.raises(ShapeError, match="at least one block"):
         BlockActivations({}, "context", 0.0)
     assert get_args(Site) == SITES

@@ -11,7 +11,8 @@ from torch import Tensor
 from latentloom.errors import ConfigError
 from latentloom.micro import default_checkpoint
 from latentloom.steering.blocks import block_strengths
-from latentloom.steering.capture import capture
+from latentloom.steering.capture import capture_activations
+from latentloom.steering.embeddings.projected import boost_projection, inject_direct
 from latentloom.steering.hosts.diffusers import bind, steer
 from latentloom.steering.plan import (
     ActivationsPayload,
@@ -22,7 +23,7 @@ from latentloom.steering.plan import (
     PromptPayload,
     RowsPayload,
 )
-from latentloom.steering.projection import project_rows
+from latentloom.steering.projection import project, project_rows
 from latentloom.tensors import TextEmbeddings, VideoLatents
 from latentloom.wan.pipeline import WanPipeline
 
@@ -87,6 +88,21 @@ def test_rows_of_the_models_width_are_the_prompt_that_they_were_projected_from(m
         )
     steered = sample(micro_wan, plan=Plan((operation(micro_wan, payload=RowsPayload(rows)),)))
     torch.testing.assert_close(steered, swapped, atol=2e-4, rtol=1e-4)
+
+
+def test_the_booster_and_the_direct_injector_give_rows_to_inject(micro_wan, plain, swapped):
+    """Factor 1 is the other prompt; more of it, and a forced difference, are something else than either."""
+    base, other = (project(micro_wan.transformer, micro_wan.encode(prompts)) for prompts in (PROMPTS, INJECTED))
+
+    def sampled(rows: TextEmbeddings) -> Tensor:
+        return sample(micro_wan, plan=Plan((operation(micro_wan, payload=RowsPayload(rows)),)))
+
+    torch.testing.assert_close(sampled(boost_projection(base, other, 1.0)), swapped, atol=2e-4, rtol=1e-4)
+    forced = [boost_projection(base, other, 10.0), inject_direct(base, other, "blend", 0.6)]
+    clips = [plain, swapped, *map(sampled, forced)]
+    assert all(clip.isfinite().all() for clip in clips)
+    apart = [(one - another).norm() / one.norm() for row, one in enumerate(clips) for another in clips[:row]]
+    assert min(apart) > 0.05
 
 
 def test_the_model_is_as_before_on_leaving_and_after_an_exception(micro_wan, plain):
@@ -186,17 +202,17 @@ def test_recorded_activations_put_back_where_they_were_change_nothing(micro_wan)
     text, timestep = micro_wan.encode(PROMPTS), torch.tensor(600.0)
     with torch.no_grad():
         before = micro_wan.velocity(latents, timestep, text)
-        recorded = capture(micro_wan, VideoLatents(latents), 600.0, text, [0, 3, 5])
+        recorded = capture_activations(micro_wan, VideoLatents(latents), 600.0, text, [0, 3, 5])
         back = operation(micro_wan, "0,3,5", site="hidden_states", payload=ActivationsPayload(recorded))
         with steer(micro_wan, Plan((back,))):
             assert torch.equal(micro_wan.velocity(latents, timestep, text), before)
-        only = ActivationsPayload(capture(micro_wan, VideoLatents(latents[:1]), 600.0, text[[0]], [3]))
+        only = ActivationsPayload(capture_activations(micro_wan, VideoLatents(latents[:1]), 600.0, text[[0]], [3]))
         with steer(micro_wan, Plan((operation(micro_wan, "3", site="hidden_states", payload=only),))):
             same = micro_wan.velocity(latents[[0, 0]], timestep, text[[0, 0]])
         torch.testing.assert_close(same, before[[0, 0]], atol=1e-4, rtol=1e-4)
         with pytest.raises(ConfigError, match="no activations of block 0"):
             operation(micro_wan, "0,3", site="hidden_states", payload=only)
-        smaller = capture(micro_wan, VideoLatents(latents[:, :, :, :6]), 600.0, text, [0])
+        smaller = capture_activations(micro_wan, VideoLatents(latents[:, :, :, :6]), 600.0, text, [0])
         misfit = operation(micro_wan, "0", site="hidden_states", payload=ActivationsPayload(smaller))
         with pytest.raises(ConfigError, match="same number and size"), steer(micro_wan, Plan((misfit,))):
             micro_wan.velocity(latents, timestep, text)

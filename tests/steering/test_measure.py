@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentloom.errors import ShapeError
-from latentloom.steering.difference import relative_difference
+from latentloom.steering.embeddings.difference import relative_difference
 from latentloom.steering.measure import Comparison, Figures, compare, measure_bottleneck
 from latentloom.steering.projection import pad_vector, project
 from latentloom.tensors import TextEmbeddings

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from latentloom.errors import ConfigError, CorruptFileError, FileError
 from latentloom.steering.capture import BlockActivations, save_activations
-from latentloom.steering.control import ControlVector
-from latentloom.steering.control_files import save_control
+from latentloom.steering.control.files import save_control
+from latentloom.steering.control.vector import ControlVector
 from latentloom.steering.plan import (
     ActivationsPayload,
     DirectionPayload,

@@ -45,7 +45,7 @@ def command(
     require_writable(out)
     factors = parse_weights(weights)
     operands = load_operands(files, allow_mixed)
-    from latentloom.steering import arithmetic
+    from latentloom.steering.embeddings import arithmetic
 
     combine = {
         "add": arithmetic.add,

@@ -45,7 +45,7 @@ def command(
     for file in [out, beside][: 1 + moves_both]:
         require_writable(file)
     operands = load_operands([first, second], allow_mixed)
-    from latentloom.steering.amplify import amplify
+    from latentloom.steering.embeddings.amplify import amplify
 
     a, b = (operand.embeddings for operand in operands)
     done = amplify(a, b, method, target)

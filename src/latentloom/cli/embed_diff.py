@@ -33,7 +33,7 @@ def command(
     """Subtract B from A, prompt by prompt: the style or the concept that A has and B lacks."""
     require_writable(out)
     operands = load_operands([first, second], allow_mixed)
-    from latentloom.steering.arithmetic import difference
+    from latentloom.steering.embeddings.arithmetic import difference
 
     a, b = (operand.embeddings for operand in operands)
     result = difference(a, b, normalize, scale, align)

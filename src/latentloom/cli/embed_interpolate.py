@@ -43,7 +43,7 @@ def command(
     """Lead from A to B in even steps, and on to further files; all steps become the prompts of one file."""
     require_writable(out)
     operands = load_operands(files, allow_mixed)
-    from latentloom.steering.interpolation import interpolate
+    from latentloom.steering.embeddings.interpolation import interpolate
 
     keys = [operand.embeddings for operand in operands]
     result = interpolate(*keys, method=method, steps=steps, endpoints=endpoints, align=align)

@@ -11,7 +11,7 @@ from latentloom.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from latentloom.steering.alignment import Alignment
+    from latentloom.steering.embeddings.alignment import Alignment
     from latentloom.tensors import TextEmbeddings
 
 AlignOption = Annotated[
@@ -49,7 +49,7 @@ def load_operands(files: Sequence[Path], allow_mixed: bool) -> list[StoredOperan
         FileError: a file that is missing, damaged or of another kind.
         ShapeError, ConfigError: no tokens, values that are not finite, or two encoders.
     """
-    from latentloom.steering.alignment import require_usable
+    from latentloom.steering.embeddings.alignment import require_usable
     from latentloom.storage import load_object
     from latentloom.storage.modules import read_origin
     from latentloom.tensors import TextEmbeddings
@@ -80,7 +80,7 @@ def save_result(
 
     The record nests: an operand that was itself a result keeps its own operands.
     """
-    from latentloom.steering.arithmetic import prompt_norms
+    from latentloom.steering.embeddings.arithmetic import prompt_norms
     from latentloom.storage import save_object
 
     encoders = sorted({str(operand.record["encoder"]) for operand in operands if operand.record.get("encoder")})
@@ -115,8 +115,8 @@ def save_result(
 
 def differences(first: "TextEmbeddings", second: "TextEmbeddings") -> list[float]:
     """Relative difference of each pair of prompts; one prompt serves all of the other side."""
-    from latentloom.steering.alignment import match_prompts
-    from latentloom.steering.difference import relative_difference
+    from latentloom.steering.embeddings.alignment import match_prompts
+    from latentloom.steering.embeddings.difference import relative_difference
 
     return relative_difference(*match_prompts([first, second])).tolist()
 

@@ -26,7 +26,7 @@ class Noun(NamedTuple):
 NOUNS: dict[str, Noun] = {
     "demo": Noun("latentloom.cli.demo", "Run the main job: prompts in, videos out, the effect measured."),
     "generate": Noun("latentloom.cli.generate", "Make a video from a prompt."),
-    "embed": Noun("latentloom.cli.embed", "Encode prompts into text embeddings."),
+    "embed": Noun("latentloom.cli.embed", "Encode prompts into text embeddings, and do arithmetic with them."),
     "delta": Noun("latentloom.cli.delta", "Learn and apply an Embedding Delta adapter."),
     "steer": Noun("latentloom.cli.steer", "Act inside the blocks of a frozen model, and measure it."),
     "micro": Noun("latentloom.cli.micro", "Build, score and read MicroWan, the embedded default model."),

@@ -16,8 +16,8 @@ from latentloom.storage import require_writable
 
 if TYPE_CHECKING:
     from latentloom.micro.steering_control import AblationScore, ValueScore
-    from latentloom.steering.control import ControlVector, Window
-    from latentloom.steering.control_fit import FittedControl
+    from latentloom.steering.control.fit import FittedControl
+    from latentloom.steering.control.vector import ControlVector, Window
     from latentloom.wan.pipeline import WanPipeline
 
 FOLDER = Path("controls")
@@ -125,8 +125,8 @@ def collect_pairs(file: Path | None, attribute: str, num_pairs: int, seed: int) 
 
 def fit(pipeline: "WanPipeline", pairs: list[tuple[str, str]], settings: FitSettings, data: str) -> "FittedControl":
     """Record both sides of the pairs and fit a vector from the negative ones to the positive ones."""
-    from latentloom.steering.control_fit import fit_control
-    from latentloom.steering.record import record_pairs
+    from latentloom.steering.control.fit import fit_control
+    from latentloom.steering.control.record import record_pairs
 
     positive, negative = (pipeline.encode([pair[side] for pair in pairs]) for side in (0, 1))
     seeds = list(range(settings.seed, settings.seed + len(pairs)))
@@ -143,9 +143,9 @@ def learned(pipeline: "WanPipeline", positive: Any, negative: Any, seeds: list[i
     """A vector that makes the model answer the negative prompts as the positive ones, with the same facts of it."""
     import torch
 
-    from latentloom.steering.control_fit import FittedControl, separation
-    from latentloom.steering.learned import learn_control
-    from latentloom.steering.record import record_pairs
+    from latentloom.steering.control.fit import FittedControl, separation
+    from latentloom.steering.control.learned import learn_control
+    from latentloom.steering.control.record import record_pairs
 
     generator = torch.Generator().manual_seed(seeds[0])
     control, _ = learn_control(pipeline, negative, positive, seeds=seeds, generator=generator, provenance=about)
@@ -155,7 +155,7 @@ def learned(pipeline: "WanPipeline", positive: Any, negative: Any, seeds: list[i
 
 def save(out: Path, attribute: str | None, fitted: "dict[str, FittedControl]", gguf: bool) -> list[Path]:
     """Write the vectors; a name is the attribute's and the value's, or that of the file of pairs."""
-    from latentloom.steering.control_files import save_control
+    from latentloom.steering.control.files import save_control
 
     files = []
     for name, item in fitted.items():

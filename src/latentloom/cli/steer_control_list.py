@@ -11,14 +11,14 @@ from latentloom.cli.steer_measure import print_table
 from latentloom.errors import FileError
 
 if TYPE_CHECKING:
-    from latentloom.steering.control import ControlVector
+    from latentloom.steering.control.vector import ControlVector
 
 
 def command(
     folder: Annotated[Path, typer.Argument(help="Where the files are.")] = FOLDER, json_file: JsonOption = None
 ) -> None:
     """List the control vectors of a folder: what each is for, how it was fitted, how long it is."""
-    from latentloom.steering.control_files import load_control
+    from latentloom.steering.control.files import load_control
 
     if not folder.is_dir():
         raise FileError(f"{folder} is not a folder; give the folder that holds control vectors")

@@ -25,7 +25,7 @@ from latentloom.storage import require_writable
 
 if TYPE_CHECKING:
     from latentloom.micro.steering_sweep import QuestionPair
-    from latentloom.steering.sweep_prompts import PromptPair
+    from latentloom.steering.sweep.prompts import PromptPair
 
 FOLDER = Path("runs/steer_sweep")
 NUM_PAIRS = 24
@@ -113,7 +113,8 @@ def choose_pairs(
         FileError: the file holds no pairs.
         PromptError: MicroWan's world shows nothing of the file's pairs.
     """
-    from latentloom.steering.sweep_prompts import read_prompt_pairs, seed_pairs
+    from latentloom.steering.prompt_pairs import read_prompt_pairs
+    from latentloom.steering.sweep.prompts import KEYS, seed_pairs
 
     reads_clips = plan.facts.key == "micro"
     if prompts is None:
@@ -124,7 +125,7 @@ def choose_pairs(
         from latentloom.micro.steering_sweep import question_pairs
 
         return question_pairs(num_pairs or NUM_PAIRS, seed)
-    pairs = seed_pairs(read_prompt_pairs(prompts), num_pairs, seed)
+    pairs = seed_pairs(read_prompt_pairs(prompts, KEYS), num_pairs, seed)
     if len(pairs) < 2:
         raise ConfigError(f"{prompts} holds one pair, and intervals are over pairs; give more, or --num-pairs")
     if not reads_clips:

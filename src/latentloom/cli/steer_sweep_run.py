@@ -12,11 +12,11 @@ from latentloom.cli.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from latentloom.micro.steering_sweep import QuestionPair
-    from latentloom.steering.attribution import Contributions
-    from latentloom.steering.sweep_file import SweepFile
-    from latentloom.steering.sweep_parts import Part
-    from latentloom.steering.sweep_prompts import PromptPair
-    from latentloom.steering.sweep_report import Families, Section
+    from latentloom.steering.sweep.attribution import Contributions
+    from latentloom.steering.sweep.parts import Part
+    from latentloom.steering.sweep.prompts import PromptPair
+    from latentloom.steering.sweep.report import Families, Section
+    from latentloom.steering.sweep.results import SweepFile
     from latentloom.wan.pipeline import WanPipeline
 
 _PAIRS_SHOWN = 3
@@ -66,8 +66,8 @@ class Sweep:
         choice: Choice,
     ) -> None:
         from latentloom.micro.steering_sweep import QuestionPair
-        from latentloom.steering.sweep_parts import FAMILIES, Units, part_families
-        from latentloom.steering.sweep_prompts import PromptPair
+        from latentloom.steering.sweep.parts import FAMILIES, Units, part_families
+        from latentloom.steering.sweep.prompts import PromptPair
 
         self.pipeline, self.plan, self.choice = pipeline, plan, choice
         num_blocks = len(pipeline.transformer.blocks)
@@ -93,8 +93,8 @@ class Sweep:
 
     def measure_velocity(self, file: "SweepFile") -> "tuple[dict[str, Any], list[Section]]":
         """The velocity's results as JSON values, and its section of the page; nothing where only windows are swept."""
-        from latentloom.steering.sweep import sweep_velocity
-        from latentloom.steering.sweep_report import velocity_section
+        from latentloom.steering.sweep.report import velocity_section
+        from latentloom.steering.sweep.velocity import sweep_velocity
 
         families = {name: parts for name, parts in self.families.items() if not name.startswith("windows")}
         if not families:
@@ -156,7 +156,7 @@ class Sweep:
 
     def _attribution(self) -> Attribution | None:
         """How the blocks' contributions are had; None where the sets asked for do not allow any."""
-        from latentloom.steering.sweep_parts import plain_orders, random_orders
+        from latentloom.steering.sweep.parts import plain_orders, random_orders
 
         if self.choice.exact:
             return Attribution(self.units.subsets(), None, "Shapley values, exact, from all subsets")
@@ -201,8 +201,8 @@ def run_sweep(sweep: Sweep, root: Path, out: Path, clock: Stopwatch) -> dict[str
         FileError: `out` cannot be written to.
     """
     from latentloom.runs import RunFolder
-    from latentloom.steering.sweep_file import SWEEP_NAME, SweepFile
-    from latentloom.steering.sweep_report import write_sweep_report
+    from latentloom.steering.sweep.report import write_sweep_report
+    from latentloom.steering.sweep.results import SWEEP_NAME, SweepFile
     from latentloom.storage import write_json
 
     settings = sweep.settings(root)

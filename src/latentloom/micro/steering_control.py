@@ -13,8 +13,8 @@ from latentloom.micro.attributes import VALUES, split
 from latentloom.micro.captions import caption
 from latentloom.micro.evaluate import evaluate
 from latentloom.micro.score import Accuracy, Question, chance, prompt_set, tally
-from latentloom.steering.control import ControlVector
-from latentloom.steering.control_span import ablate_span
+from latentloom.steering.control.span import ablate_span
+from latentloom.steering.control.vector import ControlVector
 from latentloom.steering.hosts.diffusers import steer
 from latentloom.steering.plan import Plan
 from latentloom.wan.pipeline import WanPipeline

@@ -11,7 +11,7 @@ from latentloom.micro.report import format_accuracy
 from latentloom.micro.score import chance
 from latentloom.micro.steering_control import AblationScore, Gallery, ValueScore
 from latentloom.runs import Report
-from latentloom.steering.control import ControlVector
+from latentloom.steering.control.vector import ControlVector
 
 
 def write_control_report(

@@ -15,8 +15,8 @@ from latentloom.micro.read import read_clips
 from latentloom.micro.score import Accuracy, Question, prompt_set, to_unit_range
 from latentloom.runs import track
 from latentloom.steering.hosts.diffusers import steer
-from latentloom.steering.sweep_parts import Part
-from latentloom.steering.sweep_prompts import PromptPair
+from latentloom.steering.sweep.parts import Part
+from latentloom.steering.sweep.prompts import PromptPair
 from latentloom.wan.clip_size import ClipSize
 from latentloom.wan.pipeline import WanPipeline
 from latentloom.wan.sampling import SamplingSettings

@@ -11,9 +11,9 @@ from torch import Tensor
 from latentloom.micro.report import format_accuracy
 from latentloom.micro.steering_sweep import AttributeSweep
 from latentloom.runs import Report
-from latentloom.steering.attribution import Contributions, mean_contributions, shapley_values
-from latentloom.steering.sweep_parts import Part, Units, plain_orders
-from latentloom.steering.sweep_plots import (
+from latentloom.steering.sweep.attribution import Contributions, mean_contributions, shapley_values
+from latentloom.steering.sweep.parts import Part, Units, plain_orders
+from latentloom.steering.sweep.plots import (
     CONTRIBUTIONS_HEIGHT,
     Panel,
     draw_contributions,
@@ -24,7 +24,7 @@ from latentloom.steering.sweep_plots import (
     plot_maps,
     short_labels,
 )
-from latentloom.steering.sweep_report import Families, Section, map_titles, named
+from latentloom.steering.sweep.report import Families, Section, map_titles, named
 
 Clips = Sequence[tuple[str, UInt8[Tensor, "T H W 3"], float]]
 _FATES = {"injected": "#d55e00", "base": "#0072b2", "neither": "0.75"}

@@ -71,7 +71,7 @@ class BlockActivations:
 
 
 @torch.no_grad()
-def capture(
+def capture_activations(
     pipeline: WanPipeline,
     latents: VideoLatents,
     timestep: float,
@@ -190,7 +190,7 @@ def watched(
 
     Args:
         model: the transformer.
-        blocks, site: see `capture`.
+        blocks, site: see `capture_activations`.
         values: by block, filled anew by every call.
         keep: what to keep of the rows.
     """

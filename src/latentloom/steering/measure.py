@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentloom.errors import ShapeError
-from latentloom.steering.difference import relative_difference
+from latentloom.steering.embeddings.difference import relative_difference
 from latentloom.steering.projection import pad_vector, project
 from latentloom.tensors import TextEmbeddings
 from latentloom.wan.pipeline import WanPipeline

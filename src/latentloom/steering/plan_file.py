@@ -25,9 +25,9 @@ from latentloom.errors import ConfigError, LatentLoomError
 from latentloom.runs import Config, load_config, to_toml
 from latentloom.steering.blocks import block_strengths
 from latentloom.steering.capture import load_activations
-from latentloom.steering.control import ControlVector
-from latentloom.steering.control_files import load_control
-from latentloom.steering.control_span import ablate_span
+from latentloom.steering.control.files import load_control
+from latentloom.steering.control.span import ablate_span
+from latentloom.steering.control.vector import ControlVector
 from latentloom.steering.plan import (
     ActivationsPayload,
     Method,

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from latentloom.errors import ConfigError
-from latentloom.steering.capture import capture
+from latentloom.steering.capture import capture_activations
 from latentloom.steering.hosts.compiled import forget_compiled
 from latentloom.steering.hosts.payloads import activations_of, payload_rows
 from latentloom.steering.inject import Acting, BlockEdits, Injector, Material, TokenEdit, of_clips
@@ -46,7 +46,7 @@ def steer(pipeline: WanPipeline, plan: Plan) -> Iterator[None]:
     def record(call: ModelCall, operation: Operation, text: TextEmbeddings) -> dict[int, Tensor]:
         latents, timestep = VideoLatents(call.latents), float(call.timestep)
         # this plan's slots are still empty, so the model answers as if it were not there
-        return capture(pipeline, latents, timestep, text, operation.blocks, operation.site).values
+        return capture_activations(pipeline, latents, timestep, text, operation.blocks, operation.site).values
 
     with ExitStack() as stack:
         bound = [stack.enter_context(bind(model, plan, pipeline.device)) for model in experts]

@@ -1,0 +1,1 @@
+"""Which blocks and which share of the schedule carry what, with intervals."""
