@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from latentloom.cli.sampling import Plan as SamplingPlan
-from latentloom.cli.steer_measure import print_table
 from latentloom.cli.stopwatch import Stopwatch
+from latentloom.cli.tables import print_table
 
 if TYPE_CHECKING:
     from torch import Tensor

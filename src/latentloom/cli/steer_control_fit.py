@@ -9,8 +9,8 @@ import typer
 
 from latentloom.cli.model import DeviceOption, DtypeOption, checkpoint_or_default, torch_dtype
 from latentloom.cli.options import CkptRootOption, JsonOption, emit_json
-from latentloom.cli.steer_measure import print_table
 from latentloom.cli.stopwatch import Stopwatch
+from latentloom.cli.tables import print_table
 from latentloom.errors import ConfigError
 from latentloom.storage import require_writable
 

@@ -7,7 +7,7 @@ import typer
 
 from latentloom.cli.options import JsonOption, emit_json
 from latentloom.cli.steer_control_fit import FOLDER
-from latentloom.cli.steer_measure import print_table
+from latentloom.cli.tables import print_table
 from latentloom.errors import FileError
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """`latentloom steer measure`: how far two prompts are apart, and what the model makes of the difference."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,7 @@ from latentloom.cli.sampling import (
     WidthOption,
 )
 from latentloom.cli.stopwatch import Stopwatch
+from latentloom.cli.tables import print_table
 from latentloom.errors import ConfigError
 from latentloom.storage import require_writable
 
@@ -104,19 +105,3 @@ def show(measured: "Measured") -> None:
         print_table(*table)
     for sentence in verdict(bottleneck, effect):
         typer.echo(sentence)
-
-
-def print_table(columns: list[str], rows: list[list[Any]]) -> None:
-    """A table on the terminal, numbers on the right."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None)
-    for position, column in enumerate(columns):
-        table.add_column(column, justify="right" if position else "left")
-    for row in rows:
-        table.add_row(*map(str, row))
-    console = Console()
-    # Off a terminal rich assumes 80 columns, which would break the figures into pieces.
-    console.print(table) if console.is_terminal else Console(width=160).print(table)
-    console.print()

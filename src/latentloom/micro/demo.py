@@ -7,6 +7,8 @@ from latentloom.micro.delta_demo import add_delta_chapter, run_delta_chapter
 from latentloom.micro.evaluate import Evaluation, evaluate
 from latentloom.micro.report import write_report
 from latentloom.micro.score import PROMPT_SETS, prompt_set
+from latentloom.micro.steering_demo import add_steering_chapter, run_steering_chapter
+from latentloom.runs import Report
 from latentloom.wan.pipeline import WanPipeline
 
 _INTRODUCTION = (
@@ -31,14 +33,20 @@ def run_demo(folder: Path, num_prompts: int, seed: int = 0) -> list[Evaluation]:
     pipeline = WanPipeline.load(default_checkpoint())
     results = [evaluate(pipeline, name, prompt_set(name, num_prompts, seed), seed) for name in PROMPT_SETS]
     chapter = run_delta_chapter(pipeline, results, seed)
+    steering = run_steering_chapter(pipeline, results[0], seed)
     fps = pipeline.facts.fps
+
+    def add_chapters(report: Report) -> None:
+        add_delta_chapter(report, chapter, fps)
+        add_steering_chapter(report, steering, fps)
+
     write_report(
         results,
         fps,
         folder,
         "LatentLoom: does the model listen?",
         _INTRODUCTION,
-        more=lambda report: add_delta_chapter(report, chapter, fps),
+        more=add_chapters,
         strips=[results[0], *(item for item in chapter.evaluations if item.name != results[0].name)],
     )
     return [*results, *chapter.after.values()]
