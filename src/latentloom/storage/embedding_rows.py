@@ -23,18 +23,25 @@ def insert_rows(
     prompts: Sequence[str],
     encoder: str,
     kind: str,
-) -> set[str]:
-    """Add the rows whose ids are not there yet, in the open transaction; gives the ids that were added."""
+) -> list[tuple[EmbeddingEntry, bool]]:
+    """Add the rows whose ids are not there yet, in the open transaction.
+
+    Returns: for each embedding its entry, and whether it was added; an earlier row's entry where there is one.
+    """
     created = now()
-    new: dict[str, list[Any]] = {}
+    entries: dict[str, EmbeddingEntry] = {}
+    results, rows = [], []
     for item, prompt in zip(packed, prompts, strict=True):
-        if item.id in new or _exists(connection, item.id):
-            continue
-        about = [item.id, prompt, encoder, kind, item.dtype, item.source_dtype, item.num_tokens, item.dim]
-        new[item.id] = [*about, len(item.blob), created, item.mean_vector, item.blob]
-    if new:
-        connection.executemany(f"INSERT INTO embeddings VALUES ({', '.join('?' * 12)})", list(new.values()))
-    return set(new)
+        known = entries.get(item.id) or read_entry(connection, item.id)
+        if known is None:
+            about = (item.id, prompt, encoder, kind, item.dtype, item.source_dtype, item.num_tokens, item.dim)
+            row = (*about, len(item.blob), created)
+            rows.append((*row, item.mean_vector, item.blob))
+            entries[item.id] = entry_of(row)
+        results.append((known or entries[item.id], known is None))
+    if rows:
+        connection.executemany(f"INSERT INTO embeddings VALUES ({', '.join('?' * 12)})", rows)
+    return results
 
 
 def find_id(connection: "DuckDBPyConnection", path: Path, start: str) -> str:
@@ -43,7 +50,7 @@ def find_id(connection: "DuckDBPyConnection", path: Path, start: str) -> str:
     Raises:
         FileError: there is none, or several.
     """
-    if _exists(connection, start):
+    if read_entry(connection, start) is not None:
         return start
     query = "SELECT id FROM embeddings WHERE starts_with(id, ?) ORDER BY id LIMIT ?"
     ids = [row[0] for row in connection.execute(query, [start, MANY + 1]).fetchall()] if start else []
@@ -55,21 +62,36 @@ def find_id(connection: "DuckDBPyConnection", path: Path, start: str) -> str:
     raise FileError(f"no embedding {start!r:.80} in {path}; `latentloom store list` shows the ids")
 
 
-def read_entry(connection: "DuckDBPyConnection", embedding_id: str) -> EmbeddingEntry:
-    """The entry of an id that is there."""
+def read_entry(connection: "DuckDBPyConnection", embedding_id: str) -> EmbeddingEntry | None:
+    """The entry of a whole id; None where it is not there."""
     row = connection.execute(f"SELECT {ENTRY_COLUMNS} FROM embeddings WHERE id = ?", [embedding_id]).fetchone()
-    assert row is not None
-    return entry_of(row)
+    return None if row is None else entry_of(row)
 
 
-def read_row(connection: "DuckDBPyConnection", embedding_id: str) -> tuple[EmbeddingEntry, bytes]:
-    """The entry of an id that is there, and its compressed tokens.
+def find_entry(connection: "DuckDBPyConnection", path: Path, start: str) -> EmbeddingEntry:
+    """The entry whose id is, or alone begins with, `start`.
+
+    Raises:
+        FileError: there is none, or several.
+    """
+    entry = read_entry(connection, find_id(connection, path, start))
+    assert entry is not None
+    return entry
+
+
+def find_row(connection: "DuckDBPyConnection", path: Path, start: str) -> tuple[EmbeddingEntry, bytes]:
+    """The entry whose id is, or alone begins with, `start`, and its compressed tokens.
 
     One id at a time: this way DuckDB goes by the index and reads no other row's tokens.
+
+    Raises:
+        FileError: there is none, or several.
     """
     query = f"SELECT {ENTRY_COLUMNS}, tokens FROM embeddings WHERE id = ?"
-    row = connection.execute(query, [embedding_id]).fetchone()
-    assert row is not None
+    row = connection.execute(query, [start]).fetchone()
+    if row is None:
+        row = connection.execute(query, [find_id(connection, path, start)]).fetchone()
+        assert row is not None
     return entry_of(row[:-1]), row[-1]
 
 
@@ -118,7 +140,3 @@ def moment_before(age: timedelta | None) -> datetime | None:
     if not timedelta(0) <= age < moment - datetime.min:
         raise ConfigError(f"an age of {age.days} days; give one from 0 to {(moment - datetime.min).days - 1} days")
     return moment - age
-
-
-def _exists(connection: "DuckDBPyConnection", embedding_id: str) -> bool:
-    return connection.execute("SELECT id FROM embeddings WHERE id = ?", [embedding_id]).fetchone() is not None

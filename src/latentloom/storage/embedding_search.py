@@ -36,8 +36,7 @@ def nearest(
         cosines = np.clip(vectors @ query / np.where(lengths > 0, lengths, 1), -1, 1)
         best += [(float(cosines[row]), ids[row]) for row in np.flatnonzero(comparable)]
         best = sorted(best, key=lambda pair: (-pair[0], pair[1]))[:k]
-    matches = [Match(read_entry(connection, embedding_id), cosine) for cosine, embedding_id in best]
-    return SearchResult(matches, num_compared, cached=False)
+    return SearchResult(_matches(connection, best), num_compared, cached=False)
 
 
 def recall(connection: "DuckDBPyConnection", entry: EmbeddingEntry, k: int, encoder: str | None) -> SearchResult | None:
@@ -49,8 +48,8 @@ def recall(connection: "DuckDBPyConnection", entry: EmbeddingEntry, k: int, enco
     ).fetchall()
     if not rows or len(rows) < min(k, rows[0][2]):
         return None
-    matches = [Match(read_entry(connection, other), cosine) for other, cosine, _ in rows[:k]]
-    return SearchResult(matches, rows[0][2], cached=True)
+    pairs = [(cosine, other) for other, cosine, _ in rows[:k]]
+    return SearchResult(_matches(connection, pairs), rows[0][2], cached=True)
 
 
 def remember(
@@ -76,6 +75,11 @@ def read_mean(connection: "DuckDBPyConnection", embedding_id: str) -> np.ndarray
     row = connection.execute("SELECT mean_vector FROM embeddings WHERE id = ?", [embedding_id]).fetchone()
     assert row is not None
     return np.frombuffer(row[0], np.float32)
+
+
+def _matches(connection: "DuckDBPyConnection", pairs: list[tuple[float, str]]) -> list[Match]:
+    entries = [(read_entry(connection, embedding_id), cosine) for cosine, embedding_id in pairs]
+    return [Match(entry, cosine) for entry, cosine in entries if entry is not None]
 
 
 def _candidates(connection: "DuckDBPyConnection", dim: int, encoder: str | None) -> str:

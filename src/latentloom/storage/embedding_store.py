@@ -101,14 +101,9 @@ class EmbeddingStore:
             return []
         with self._file.adding() as connection:
             connection.begin()
-            new = embedding_rows.insert_rows(connection, packed, prompts, encoder, kind)
+            results = embedding_rows.insert_rows(connection, packed, prompts, encoder, kind)
             connection.commit()
-            entries = [embedding_rows.read_entry(connection, item.id) for item in packed]
-        results = []
-        for item, entry in zip(packed, entries, strict=True):
-            results.append(PutResult(entry, item.id in new, item.note))
-            new.discard(item.id)  # twice in one call is one row too
-        return results
+        return [PutResult(entry, is_new, item.note) for item, (entry, is_new) in zip(packed, results, strict=True)]
 
     def get(self, embedding_id: str) -> "StoredEmbedding":
         """One embedding as it was stored, on the CPU.
@@ -124,9 +119,8 @@ class EmbeddingStore:
         from latentloom.storage.embedding_tensors import unpack_many
 
         with self._file.reading() as connection:
-            ids = [embedding_rows.find_id(connection, self.path, start) for start in embedding_ids]
             # each is decompressed while the next is read
-            return unpack_many(embedding_rows.read_row(connection, embedding_id) for embedding_id in ids)
+            return unpack_many(embedding_rows.find_row(connection, self.path, start) for start in embedding_ids)
 
     def find(self, embedding_id: str) -> EmbeddingEntry:
         """What is known of an embedding, without its tokens.
@@ -135,7 +129,7 @@ class EmbeddingStore:
             FileError: no such id, or the file cannot be read.
         """
         with self._file.reading() as connection:
-            return embedding_rows.read_entry(connection, embedding_rows.find_id(connection, self.path, embedding_id))
+            return embedding_rows.find_entry(connection, self.path, embedding_id)
 
     def entries(
         self,
@@ -345,16 +339,15 @@ class EmbeddingStore:
 
     def _search_by_id(self, start: str, k: int, encoder: str | None, any_encoder: bool) -> SearchResult:
         with self._file.reading() as connection:
-            found = embedding_rows.find_id(connection, self.path, start)
-            entry = embedding_rows.read_entry(connection, found)
+            entry = embedding_rows.find_entry(connection, self.path, start)
             among = None if any_encoder else encoder or entry.encoder
             kept = embedding_search.recall(connection, entry, k, among)
         if kept is not None:
             return kept
         with self._file.changing() as connection:
-            embedding_rows.find_id(connection, self.path, found)  # not if it was removed meanwhile
-            query = embedding_search.read_mean(connection, found)
-            result = embedding_search.nearest(connection, query, k, among, without=found)
+            embedding_rows.find_id(connection, self.path, entry.id)  # not if it was removed meanwhile
+            query = embedding_search.read_mean(connection, entry.id)
+            result = embedding_search.nearest(connection, query, k, among, without=entry.id)
             embedding_search.remember(connection, entry, among, result)
         return result
 
