@@ -140,6 +140,16 @@ def test_nested_plans_act_as_one(micro_wan):
     assert torch.equal(nested, sample(micro_wan, plan=Plan((outer, inner))))
 
 
+def test_a_plan_inside_another_edits_what_that_one_left_in_each_block(micro_wan):
+    """Blocks share what they make of one context, and the outer plan gives every block another."""
+    outer = operation(micro_wan, strength="0.1..0.9")
+    other = PromptPayload(micro_wan.encode(["A purple cross.", "A cyan square moves down."]))
+    inner = operation(micro_wan, strength=0.5, payload=other)
+    with steer(micro_wan, Plan((outer,))):
+        nested = sample(micro_wan, plan=Plan((inner,)))
+    assert torch.equal(nested, sample(micro_wan, plan=Plan((outer, inner))))
+
+
 def test_a_batch_of_mixed_lengths_is_its_clips_one_by_one(micro_wan):
     text = micro_wan.encode(INJECTED)
     assert len(set(text.lengths.tolist())) == 2

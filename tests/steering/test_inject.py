@@ -19,7 +19,7 @@ def rows(*lengths: int, seed: int = 0, num_rows: int | None = None, folded: bool
     num_rows = num_rows or max(lengths) + 1
     values = torch.randn(len(lengths), num_rows, DIM, generator=torch.Generator().manual_seed(seed))
     text = TextRows(values, torch.tensor(lengths), 512 if folded else None)
-    values[~text.is_true()] = PAD
+    values[~text.is_true] = PAD
     return text
 
 
@@ -90,7 +90,7 @@ def test_a_direction_acts_on_true_tokens_unless_padding_is_meant_too():
     true_only = edited(Operation("context", "add", (2.0,), direction), text)
     everywhere = edited(Operation("context", "add", (2.0,), direction, tokens="all"), text)
     difference = true_only.rows - text.rows
-    torch.testing.assert_close(difference, 2.0 * text.is_true().unsqueeze(-1).expand_as(difference))
+    torch.testing.assert_close(difference, 2.0 * text.is_true.unsqueeze(-1).expand_as(difference))
     torch.testing.assert_close(everywhere.rows, text.rows + 2)
 
 

@@ -259,7 +259,7 @@ class _AttentionWatch:
         plain, changed = (alternative, output) if self.is_edited else (output, alternative)
         self.changes.append(_relative_change(plain, changed))
         mass = attention_mass(attention, asking, self.own)
-        self.masses.append(mass.masked_fill(self.own.is_true(), 0).sum(dim=1))
+        self.masses.append(mass.masked_fill(self.own.is_true, 0).sum(dim=1))
 
 
 def _trajectory(

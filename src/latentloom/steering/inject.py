@@ -126,7 +126,7 @@ def _context_edit(act: Acting, block: int, strength: Tensor, material: Material)
 
         def shift(text: TextRows) -> TextRows:
             text, given = aligned(text, offsets)
-            offset = given.rows * given.is_true().unsqueeze(-1)
+            offset = given.rows * given.is_true.unsqueeze(-1)
             text = replace(text, lengths=torch.maximum(text.lengths, given.lengths))
             return replace(text, rows=operations.add(text.rows, offset, strength))
 
@@ -156,7 +156,7 @@ def _moved(text: TextRows, given: TextRows, strength: Tensor, tokens: Tokens) ->
 
 
 def _positions(text: TextRows, tokens: Tokens) -> Bool[Tensor, "B K"]:
-    chosen = text.is_true()
+    chosen = text.is_true
     if not isinstance(tokens, tuple):
         return chosen
     positions = torch.arange(chosen.shape[1], device=chosen.device)

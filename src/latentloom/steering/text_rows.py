@@ -32,6 +32,7 @@ class TextRows:
             return None
         return key_bias(self.lengths, self.rows.shape[1] - 1, self.folded_from).to(self.rows.dtype)
 
+    @cached_property
     def is_true(self) -> Bool[Tensor, "B K"]:
         """Which rows are the texts' own."""
         return torch.arange(self.rows.shape[1], device=self.rows.device) < self.lengths.unsqueeze(1)

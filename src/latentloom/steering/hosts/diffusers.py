@@ -137,7 +137,7 @@ class Binding:
             return
         material = [self._material(index, act, call, folded, record) for index, act in enumerate(acting)]
         try:
-            contexts: dict[tuple, TextRows] = {}
+            contexts: dict[tuple, tuple[Tensor, TextRows]] = {}
             for block, slot in enumerate(self._slots):
                 slot.edits = self._injector.edits(block, acting, material)
                 slot.lengths = call.text.lengths
@@ -179,14 +179,24 @@ class Binding:
 class _Slot:
     """What one block's hooks do during the call under way.
 
-    The context that enters is the same in every block, so blocks whose edits of it are alike share the outcome.
+    The context that enters is mostly the same in every block, and then blocks that edit it alike share the outcome.
     """
 
     def __init__(self) -> None:
         self.edits: BlockEdits | None = None
         self.lengths: Tensor | None = None
-        self.contexts: dict[tuple, TextRows] = {}
+        self.contexts: dict[tuple, tuple[Tensor, TextRows]] = {}
         self.alike: tuple = ()
+
+    def shared(self, edits: tuple, context: Tensor) -> TextRows | None:
+        """What another block made of this very context by the same edits."""
+        entered, text = self.contexts.get(edits, (None, None))
+        return text if entered is context else None
+
+    def share(self, edits: tuple, context: Tensor, text: TextRows) -> TextRows:
+        """Keep it for the blocks to come."""
+        self.contexts[edits] = (context, text)
+        return text
 
 
 def _hidden_states_hook(slot: _Slot) -> Callable[[nn.Module, tuple], tuple | None]:
@@ -211,22 +221,27 @@ def _context_hook(slot: _Slot) -> Callable[[nn.Module, tuple], tuple | None]:
     def hook(module: nn.Module, inputs: tuple) -> tuple | None:
         if slot.edits is None or not slot.edits.context:
             return None
-        hidden_states, context, _, rotary_emb = inputs
-        text = slot.contexts.get(slot.alike)
+        hidden_states, context, bias, rotary_emb = inputs
         # an image-to-video model puts the image's rows before the text's 512
         num_image_rows = context.shape[1] - MAX_TOKENS if module.add_k_proj is not None else 0
-        if text is None:
+        before = slot.shared((), context)
+        if before is None:
             folded_from = module.processor.fold.max_length if isinstance(module.processor, FoldedProcessor) else None
-            assert slot.lengths is not None
-            text = TextRows(context[:, num_image_rows:], slot.lengths, folded_from)
+            # a plan around this one may have changed the lengths, and then its bias tells them
+            lengths = slot.lengths if bias is None else (bias[:, 0, 0, :-1] == 0).sum(dim=1)
+            assert lengths is not None
+            before = slot.share((), context, TextRows(context[:, num_image_rows:], lengths, folded_from))
+        text = slot.shared(slot.alike, context)
+        if text is None:
+            text = before
             for edit in slot.edits.context:
                 text = edit(text)
-            slot.contexts[slot.alike] = text
+            slot.share(slot.alike, context, text)
         rows = text.rows.to(context.dtype)
         if num_image_rows:
             rows = torch.cat([context[:, :num_image_rows], rows], dim=1)
-        # texts of the lengths that came in are attended to with the bias that came in
-        bias = None if text.lengths is slot.lengths and rows.shape == context.shape else text.bias
+        if text.lengths is not before.lengths or rows.shape != context.shape:
+            bias = text.bias
         return hidden_states, rows, bias, rotary_emb
 
     return hook
