@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-$(shell (pwd; cat pyproject.toml constraints.txt) | cksum | tr ' ' '-')
 # Tiny models run slower on many threads than on one, and tests must not depend on the machine.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+# A file of tests stays in one process, which loads MicroWan and its like once.
+IN_PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: setup demo test test-all check docs clean help
 
@@ -29,10 +31,10 @@ demo: setup
 	$(BIN)/latentloom demo --out reports/demo
 
 test: setup
-	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow"
+	$(ONE_THREAD) $(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow"
 
 test-all: setup
-	$(ONE_THREAD) $(BIN)/python -m pytest
+	$(ONE_THREAD) $(BIN)/python -m pytest $(IN_PARALLEL)
 
 check: setup
 	$(BIN)/ruff check .

@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 
 from latentloom.errors import ConfigError
-from latentloom.micro import default_checkpoint
+from latentloom.micro import default_checkpoint, steering_control
 from latentloom.micro.attributes import VALUES, is_held_out, is_unseen_pair
 from latentloom.micro.lexicon import parse
 from latentloom.micro.score import Accuracy
 from latentloom.micro.steering_control import (
-    STRENGTHS,
     AblationScore,
     Gallery,
     attribute_pairs,
@@ -66,27 +65,29 @@ def test_pairs_repeat_from_their_seed_and_unknown_names_are_refused():
 
 
 def test_a_colour_is_set_on_held_out_clips_and_the_rest_is_kept(pipeline, colours):
-    score = score_value(pipeline, "colour", colours, "purple", 4.0, num_prompts=10, seed=5)
-    assert score.moved.total == 10
+    score = score_value(pipeline, "colour", colours, "purple", 4.0, num_prompts=6, seed=5)
+    assert score.moved.total == 6
     assert score.moved.share >= 0.8
     assert score.kept["background"].share >= 0.9
-    assert score.kept["motion"].share >= 0.7
+    assert score.kept["motion"].share >= 0.6
     assert score.to_json()["moved"]["right"] == score.moved.right
 
 
 def test_taking_the_span_out_leaves_no_more_of_the_colour_than_a_guess(pipeline, colours):
-    score = score_ablation(pipeline, "colour", colours, num_prompts=16, seed=5)
+    score = score_ablation(pipeline, "colour", colours, num_prompts=12, seed=5)
     assert score.plain["colour"].share >= 0.9
     assert score.times_chance < 1.5
     assert score.ablated["background"].share >= 0.9
 
 
-def test_a_strength_is_chosen_from_those_on_offer(pipeline, colours):
-    assert choose_strength(pipeline, "colour", colours, "cyan", num_prompts=2) in STRENGTHS
+def test_a_strength_is_chosen_from_those_on_offer(pipeline, colours, monkeypatch):
+    monkeypatch.setattr(steering_control, "STRENGTHS", (0.1, 4.0))
+    assert choose_strength(pipeline, "colour", colours, "cyan", num_prompts=2) == 4.0
 
 
-def test_the_page_shows_every_value_and_says_what_was_found(pipeline, colours, tmp_path: Path):
-    score = score_value(pipeline, "colour", colours, "red", 4.0, num_prompts=2)
+def test_the_page_shows_every_value_and_says_what_was_found(pipeline, colours, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(steering_control, "NUM_SHOWN", 1)
+    score = score_value(pipeline, "colour", colours, "red", 4.0, num_prompts=1)
     ablation = AblationScore(
         "colour", {name: Accuracy(4, 4) for name in VALUES}, {name: Accuracy(1, 4) for name in VALUES}
     )

@@ -36,7 +36,7 @@ def main(way: str, backend: str) -> None:
 
     def before_during_after() -> list[Tensor]:
         def sample() -> Tensor:
-            return pipeline.generate(text, seeds=[1], steps=2)[1].values
+            return pipeline.generate(text, seeds=[1], steps=1)[1].values
 
         clips = [sample()]
         for operations in ((late,), (everywhere, early)):
