@@ -15,7 +15,7 @@ from latentloom.runs import track
 from latentloom.steering import DirectionPayload, Operation, Plan, PromptPayload, steer
 from latentloom.wan.pipeline import WanPipeline
 
-NUM_PAIRS = 41
+NUM_PAIRS = 31
 PROMPT = "A small red circle moves to the left on a black background."
 INJECTED = "A large green cross moves up on a white background."
 
