@@ -1,6 +1,6 @@
 """What steering adds to the time of one clip: paired runs of MicroWan, plain and steered by turns.
 
-    OMP_NUM_THREADS=1 python benchmarks/bench_steering.py > benchmarks/results/steering.txt
+OMP_NUM_THREADS=1 python benchmarks/bench_steering.py > benchmarks/results/steering.txt
 """
 
 import statistics
