@@ -14,6 +14,13 @@ from latentloom.tensors import TextEmbeddings
 PROMPT = "A small red circle moves to the left."
 
 
+def prompts_of(path: Path) -> list[str]:
+    """The prompts that a file of embeddings says it was made from."""
+    record = read_origin(path).record
+    assert record is not None
+    return record["prompts"]
+
+
 @pytest.fixture
 def stored(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the commands of a test write, without naming a model."""
@@ -40,7 +47,7 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> str:
 )
 def test_prompts_are_encoded_with_and_without_the_verb(words: list[str], stored: Path):
     assert run([*words, str(stored)]) == 0
-    assert read_origin(stored).record["prompts"] == [PROMPT, "blue"]  # type: ignore[index]
+    assert prompts_of(stored) == [PROMPT, "blue"]
     assert len(load_object(stored, TextEmbeddings)) == 2
 
 
@@ -48,19 +55,19 @@ def test_prompts_come_from_a_file_alone(stored: Path, tmp_path: Path):
     texts = tmp_path / "prompts.txt"
     texts.write_text("diff\na.safetensors\n")
     assert run(["embed", "--prompts", str(texts), "--out", str(stored)]) == 0
-    assert read_origin(stored).record["prompts"] == ["diff", "a.safetensors"]  # type: ignore[index]
+    assert prompts_of(stored) == ["diff", "a.safetensors"]
 
 
 @pytest.mark.parametrize("word", ["add", "diff", "dif", "a.safetensors"])
 def test_any_word_is_a_prompt_after_encode(word: str, stored: Path):
     assert run(["embed", "encode", word, "red", "--out", str(stored)]) == 0
-    assert read_origin(stored).record["prompts"] == [word, "red"]  # type: ignore[index]
+    assert prompts_of(stored) == [word, "red"]
 
 
 @pytest.mark.parametrize("prompts", [["dif"], ["red", "add"], ["adding red"], ["difference", "red"], ["red", "blue"]])
 def test_prompts_that_are_no_verbs_stay_prompts(prompts: list[str], stored: Path):
     assert run(["embed", *prompts, "--out", str(stored)]) == 0
-    assert read_origin(stored).record["prompts"] == prompts  # type: ignore[index]
+    assert prompts_of(stored) == prompts
 
 
 @pytest.mark.parametrize(

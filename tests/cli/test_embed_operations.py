@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -100,11 +100,11 @@ class TestNumbers:
         assert len(report["relative_differences"]["between_steps"]) == 2
 
     @pytest.mark.parametrize("method", ["push_apart", "maximize_diff"])
-    def test_amplify_reaches_its_target(self, method: str):
+    def test_amplify_reaches_its_target(self, method: Literal["push_apart", "maximize_diff"]):
         words = ["amplify", "a.safetensors", "b.safetensors", "--method", method, "--target", "1.6"]
         report = embed(*words, "--out", "m.safetensors")
         assert report["relative_differences"]["reached"] == pytest.approx([1.6], abs=1e-3)
-        expected = amplify(FIRST, SECOND, method, 1.6)  # type: ignore[arg-type]
+        expected = amplify(FIRST, SECOND, method, 1.6)
         assert torch.equal(stored("m.safetensors").tokens, expected.first.tokens)
         assert Path("m-second.safetensors").exists() == (method == "push_apart")
         if method == "push_apart":

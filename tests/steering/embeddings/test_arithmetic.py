@@ -1,5 +1,7 @@
 """Sums, differences and products of embeddings, and how operands of different lengths meet."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -193,5 +195,6 @@ def test_cutting_to_nothing_and_an_unknown_method_are_refused():
     with pytest.raises(ShapeError, match="leaves no token"):
         align_operands([gap, gap[[1, 0]]], "truncate")
     assert align_operands([gap, random_prompts([1, 1])]).alignment.after == (1, 2)
+    unknown: Any = "stretch"
     with pytest.raises((ConfigError, TypeError)):
-        align_operands([gap], "stretch")  # type: ignore[arg-type]
+        align_operands([gap], unknown)

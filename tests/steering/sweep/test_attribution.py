@@ -1,11 +1,13 @@
 """Shapley values of blocks: against known games, and their defining properties."""
 
+from collections.abc import Collection, Iterable
 from itertools import permutations
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from latentloom.steering.sweep.attribution import Contributions, mean_contributions, shapley_values
 
@@ -17,18 +19,26 @@ def game_of(table: torch.Tensor):
 
 def test_an_additive_game_gives_each_unit_its_own():
     worth = torch.tensor([1.0, 2.0, 4.0])
-    value = lambda places: worth[list(places)].sum().reshape(1)  # noqa: E731
+
+    def value(places: Iterable[int]) -> Tensor:
+        return worth[list(places)].sum().reshape(1)
+
     assert shapley_values(value, 3).tolist() == [[1.0, 2.0, 4.0]]
 
 
 def test_two_that_only_work_together_share_and_a_bystander_gets_nothing():
-    value = lambda places: torch.tensor([float({0, 2} <= set(places))])  # noqa: E731
+    def value(places: Iterable[int]) -> Tensor:
+        return torch.tensor([float({0, 2} <= set(places))])
+
     assert shapley_values(value, 3).tolist() == [[0.5, 0.0, 0.5]]
 
 
 def test_the_glove_game():
     """One left glove (unit 0) and two right ones: 2/3, 1/6, 1/6."""
-    value = lambda places: torch.tensor([float(0 in places and (1 in places or 2 in places))])  # noqa: E731
+
+    def value(places: Collection[int]) -> Tensor:
+        return torch.tensor([float(0 in places and (1 in places or 2 in places))])
+
     torch.testing.assert_close(shapley_values(value, 3), torch.tensor([[2 / 3, 1 / 6, 1 / 6]]))
 
 

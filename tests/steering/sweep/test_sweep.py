@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch import Tensor
 
 from latentloom.errors import ConfigError
 from latentloom.steering.functional import seed_floor
@@ -49,7 +50,10 @@ def test_no_block_is_no_change_and_an_equal_prompt_none_either(swept):
 def test_all_blocks_are_the_other_prompt_itself_along_the_base_prompts_own_trajectory(pipeline, settings, swept):
     base, injected = pipeline.encode([PAIRS[0].base]), pipeline.encode([PAIRS[0].injected])
     passed = [draw_noise(pipeline.grid.shape(SIZE), [3])]
-    keep = lambda step, timestep, latents: passed.append(latents.clone())  # noqa: E731
+
+    def keep(step: int, timestep: float, latents: Tensor) -> None:
+        passed.append(latents.clone())
+
     pipeline.sample(base, size=SIZE, settings=settings, seeds=[3], callback=keep)
     timesteps = build_scheduler(settings).timesteps
     for point, step in enumerate((0, 3)):
@@ -82,7 +86,9 @@ def test_intervals_are_over_pairs(swept):
 
 
 def test_pairs_that_do_not_fit_into_one_batch_give_the_same(pipeline, settings, swept, monkeypatch):
-    in_twos = lambda self, count, *size: [slice(start, min(start + 2, count)) for start in range(0, count, 2)]  # noqa: E731
+    def in_twos(self: WanPipeline, count: int, *size: object) -> list[slice]:
+        return [slice(start, min(start + 2, count)) for start in range(0, count, 2)]
+
     monkeypatch.setattr(WanPipeline, "batches", in_twos)
     parted = sweep_velocity(pipeline, PAIRS, [BOTH, LAST], num_points=2, size=SIZE, settings=settings)
     torch.testing.assert_close(parted.changes[BOTH], swept.changes[BOTH], rtol=1e-3, atol=1e-5)
