@@ -10,7 +10,15 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from latentloom.steering.hosts.official import CallEdits, CarriedPlan, OfficialCall, check_fits, edited, true_lengths
+from latentloom.steering.hosts.official import (
+    CallEdits,
+    CarriedPlan,
+    Listener,
+    OfficialCall,
+    check_fits,
+    edited,
+    true_lengths,
+)
 from latentloom.steering.plan import Operation, Plan
 from latentloom.tensors import TextEmbeddings
 from latentloom.wan.model_call import schedule_progress
@@ -39,17 +47,22 @@ class Patcher(Protocol):
         ...
 
 
-def install(patcher: Patcher, plan: Plan) -> Patcher:
+def install(patcher: Patcher, plan: Plan, listen: Listener | None = None) -> Patcher:
     """A clone whose runs are changed by the plan, on top of what the patcher has; the patcher stays as it is.
 
     The model is not touched, and its weights may still be on the meta device.
+
+    Args:
+        patcher: of ComfyUI's own Wan.
+        plan: for a model of its depth and width.
+        listen: told of each call.
 
     Raises:
         ConfigError: the plan does not fit the model.
     """
     clone = patcher.clone()
     check_fits(plan, clone.model.diffusion_model)
-    clone.add_wrapper_with_key("diffusion_model", KEY, NativeWrapper(plan))
+    clone.add_wrapper_with_key("diffusion_model", KEY, NativeWrapper(plan, () if listen is None else (listen,)))
     clone.add_wrapper_with_key("apply_model", KEY, tell_shift)
     return clone
 
@@ -78,6 +91,7 @@ class NativeWrapper(CarriedPlan):
 
     Args:
         plan: for models of one depth; a call of another is refused.
+        listeners: told of each call.
     """
 
     @torch.compiler.disable(recursive=False)
@@ -113,7 +127,7 @@ class NativeWrapper(CarriedPlan):
 
         if options.get(RECORDING):  # by a plan around this one, which comes before it and knows nothing of its edits
             return run(context, options)
-        edits = _edits_of(self.plan, model, run, len(x), timestep, context, options)
+        edits = _edits_of(self, model, run, len(x), timestep, context, options)
         return _run_edited(model, edits, partial(run, context), options) if edits else run(context, options)
 
 
@@ -138,7 +152,7 @@ def progress_of(timestep: Tensor, options: Mapping[str, Any]) -> float:
 
 @torch.compiler.disable(recursive=True)
 def _edits_of(
-    plan: Plan,
+    carried: CarriedPlan,
     model: Any,
     run: Callable[[Tensor, dict[str, Any]], Tensor],
     batch: int,
@@ -161,7 +175,9 @@ def _edits_of(
         project=lambda rows: model.text_embedding(rows.to(context)),
         record=record,
     )
-    return CallEdits(plan, call)
+    edits = CallEdits(carried.plan, call)
+    edits.tell(carried.listeners)
+    return edits
 
 
 def _run_edited(model: Any, edits: CallEdits, run: Callable[[dict], Tensor], options: dict[str, Any]) -> Tensor:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentloom.errors import ConfigError
+from latentloom.steering.blocks import picture
 from latentloom.steering.hosts.payloads import Project, activations_of, payload_rows
 from latentloom.steering.inject import Acting, BlockEdits, ContextEdit, Injector, Material, TokenEdit, of_clips
 from latentloom.steering.plan import ActivationsPayload, Operation, Plan, PromptPayload, RowsPayload, Site
@@ -19,15 +20,36 @@ Record = Callable[[Operation, TextEmbeddings], Mapping[int, Tensor]]
 """(operation, prompts) -> what the blocks hold at the operation's site if this call is made with the prompts."""
 
 
+@dataclass(frozen=True)
+class CallSummary:
+    """What a plan does in one call of the model.
+
+    Args:
+        progress: share of the schedule that lies behind, 0 to 1.
+        conditional: per row of text, true where it is a positive prompt.
+        blocks: one character per block for each operation that acts, see `blocks.picture`; empty where none does.
+    """
+
+    progress: float
+    conditional: tuple[bool, ...]
+    blocks: tuple[str, ...]
+
+
+Listener = Callable[[CallSummary], None]
+"""Is told of each call of a model that carries a plan."""
+
+
 @dataclass(frozen=True, eq=False)
 class CarriedPlan:
     """A plan as ComfyUI's options carry it: these are copied deeply for each clone and each run, and it is not.
 
     Args:
         plan: its payloads can be large.
+        listeners: told of each call.
     """
 
     plan: Plan
+    listeners: tuple[Listener, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CarriedPlan":
         return self
@@ -75,6 +97,14 @@ class CallEdits:
         self._injector = Injector(plan, call.lengths.device)
         self._acting = self._injector.acting(call.conditional, call.progress)
         self._material = [_material(act, call) for act in self._acting]
+
+    def tell(self, listeners: tuple[Listener, ...]) -> None:
+        """Sum this call up for whoever listens."""
+        if listeners:
+            blocks = tuple(picture(act.operation.strengths) for act in self._acting if act is not None)
+            summary = CallSummary(self._call.progress, self._call.conditional, blocks)
+            for listen in listeners:
+                listen(summary)
 
     def __bool__(self) -> bool:
         return any(self._acting)

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from latentloom.errors import ConfigError
 from latentloom.steering.hosts.compiled import forget_compiled
-from latentloom.steering.hosts.official import CallEdits, CarriedPlan, OfficialCall, check_fits, edited, true_lengths
+from latentloom.steering.hosts.official import (
+    CallEdits,
+    CarriedPlan,
+    Listener,
+    OfficialCall,
+    check_fits,
+    edited,
+    true_lengths,
+)
 from latentloom.steering.inject import TokenEdit
 from latentloom.steering.plan import Plan
 
@@ -39,10 +47,15 @@ class Patcher(Protocol):
         ...
 
 
-def install(patcher: Patcher, plan: Plan) -> Patcher:
+def install(patcher: Patcher, plan: Plan, listen: Listener | None = None) -> Patcher:
     """A clone whose runs are changed by the plan, after those that it has; the patcher stays as it is.
 
     The model gets its sleeping hooks, once; its weights may still be on the meta device.
+
+    Args:
+        patcher: of ComfyUI-WanVideoWrapper's model.
+        plan: for a model of its depth and width.
+        listen: told of each call, of all plans that the clone has.
 
     Raises:
         ConfigError: the plan does not fit the model, or the model's version hands no options to its blocks.
@@ -52,10 +65,13 @@ def install(patcher: Patcher, plan: Plan) -> Patcher:
     check_fits(plan, model)
     options = clone.model_options.get("transformer_options", {})
     before = options.get(PLAN)
+    listeners = () if listen is None else (listen,)
     if before is not None:
         plan = Plan((*before.plan.operations, *plan.operations))
+        listeners = (*before.listeners, *listeners)
     attach(model)
-    clone.model_options = {**clone.model_options, "transformer_options": {**options, PLAN: CarriedPlan(plan)}}
+    carried = {**options, PLAN: CarriedPlan(plan, listeners)}
+    clone.model_options = {**clone.model_options, "transformer_options": carried}
     return clone
 
 
@@ -86,7 +102,7 @@ def _on_model(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tu
     carried = options.get(PLAN)
     if carried is None:
         return None
-    edits = _edits_of(model, carried.plan, kwargs)
+    edits = _edits_of(model, carried, kwargs)
     return args, {**kwargs, "transformer_options": {**options, _EDITS: edits or None}}
 
 
@@ -105,9 +121,9 @@ def _on_attention(attention: nn.Module, args: tuple, kwargs: dict[str, Any], out
 
 
 @torch.compiler.disable(recursive=True)
-def _edits_of(model: Any, plan: Plan, kwargs: dict[str, Any]) -> CallEdits:
+def _edits_of(model: Any, carried: CarriedPlan, kwargs: dict[str, Any]) -> CallEdits:
     """This call's edits, from the arguments of the call: clips and prompts come as lists of tensors without padding."""
-    check_fits(plan, model)
+    check_fits(carried.plan, model)
     prompts, device = kwargs["context"], kwargs["x"][0].device
     conditional = (not kwargs.get("is_uncond", False),) * len(prompts)
     if len(kwargs["x"]) > 1:  # guidance in one batch
@@ -122,7 +138,9 @@ def _edits_of(model: Any, plan: Plan, kwargs: dict[str, Any]) -> CallEdits:
         text_dim=model.text_dim,
         project=lambda rows: _projected(model, rows).to(device),
     )
-    return CallEdits(plan, call)
+    edits = CallEdits(carried.plan, call)
+    edits.tell(carried.listeners)
+    return edits
 
 
 @torch.compiler.disable(recursive=True)

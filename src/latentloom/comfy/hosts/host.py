@@ -1,0 +1,93 @@
+"""What a node asks of its host; models and prompts are the host's own objects, and stay as they are."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from latentloom.errors import ConfigError
+from latentloom.steering import Plan
+from latentloom.steering.hosts.official import Listener
+from latentloom.tensors import TextEmbeddings
+
+CONFIG = "wan_activation_editor"
+"""Where a model's `transformer_options` and a prompt keep what an editor was set to, as the document names it."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a transformer.
+
+    Args:
+        num_blocks: its depth.
+        dim: width of its blocks.
+        text_dim: width of its text encoder.
+    """
+
+    num_blocks: int
+    dim: int
+    text_dim: int
+
+
+class Host(ABC):
+    """One of the two hosts; it holds nothing.
+
+    A `model` is the value of a MODEL or WANVIDEOMODEL socket: a patcher, whose weights may not be loaded yet. A `text`
+    is the value of a CONDITIONING or WANVIDEOTEXTEMBEDS socket.
+    """
+
+    @abstractmethod
+    def read_text(self, text: Any) -> TextEmbeddings:
+        """The positive prompts of a text, without padding, on the CPU.
+
+        Raises:
+            ConfigError: there is none.
+        """
+
+    @abstractmethod
+    def write_text(self, like: Any, embeddings: TextEmbeddings, notes: Mapping[str, Any] | None = None) -> Any:
+        """A text like another one, with other positive prompts.
+
+        Args:
+            like: everything else is its own.
+            embeddings: as many prompts as it has, or any number where the host takes one.
+            notes: kept with the text, by name.
+        """
+
+    @abstractmethod
+    def install(self, model: Any, plan: Plan, listen: Listener | None = None) -> Any:
+        """A clone of the model whose runs are changed by the plan.
+
+        Raises:
+            ConfigError: the plan does not fit the model.
+        """
+
+    @abstractmethod
+    def project(self, model: Any, text: TextEmbeddings) -> TextEmbeddings:
+        """True rows as the model's blocks read them, after its `text_embedding`, on the CPU; weights are loaded for it.
+
+        Raises:
+            ConfigError: the weights cannot be read.
+        """
+
+    def sizes(self, model: Any) -> Sizes:
+        """Of the model's transformer.
+
+        Raises:
+            ConfigError: it is no Wan model.
+        """
+        transformer = getattr(model.model, "diffusion_model", None)
+        if transformer is None or not all(hasattr(transformer, name) for name in ("blocks", "dim", "text_dim")):
+            raise ConfigError(f"{type(transformer).__name__} is no Wan model; connect a Wan model")
+        return Sizes(len(transformer.blocks), transformer.dim, transformer.text_dim)
+
+    def notes(self, model: Any) -> dict[str, Any]:
+        """What editors before wrote on the model, see `annotate`; empty where none did."""
+        return dict(model.model_options.get("transformer_options", {}).get(CONFIG, {}))
+
+    def annotate(self, model: Any, config: Mapping[str, Any]) -> Any:
+        """A clone of the model that keeps an editor's configuration under `CONFIG`."""
+        clone = model.clone()
+        options = {**clone.model_options.get("transformer_options", {}), CONFIG: dict(config)}
+        clone.model_options = {**clone.model_options, "transformer_options": options}
+        return clone

@@ -1,0 +1,1 @@
+"""The nodes, by topic: declarations and the few lines that each runs."""

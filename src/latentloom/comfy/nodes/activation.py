@@ -1,0 +1,161 @@
+"""Block-level injection: which blocks, what into them, how strongly, and when."""
+
+from typing import Any
+
+from latentloom.comfy.hosts import Host
+from latentloom.comfy.hosts.host import CONFIG
+from latentloom.comfy.log import LEVELS, LogLevel, NodeLog
+from latentloom.comfy.patterns import (
+    CUSTOM,
+    MOST_BLOCKS,
+    PRESET_NAMES,
+    BlockStrengths,
+    check_pattern,
+    strengths_for,
+)
+from latentloom.comfy.schema import HOST_MODEL, HOST_TEXT, Node, Output, Shown, Socket, Widget, for_both_hosts
+from latentloom.steering import Operation, Plan, PromptPayload, compare
+from latentloom.steering.blocks import parse_blocks, picture
+from latentloom.steering.plan import Side, Site
+from latentloom.tensors import TextEmbeddings
+
+LOW_DIFFERENCE = 0.5
+"""Relative L2 of two prompts below which the document expects no visible effect."""
+#: Injection mode -> where the prompt is injected.
+SITES: dict[str, tuple[Site, ...]] = {
+    "context": ("context",),
+    "hidden_states": ("hidden_states",),
+    "both": ("context", "hidden_states"),
+}
+
+
+def edit_activations(
+    host: Host,
+    model: Any,
+    text_embeds: Any,
+    injection_strength: float,
+    block_activations: str,
+    enable_patching: bool,
+    log_level: LogLevel,
+    injection_mode: str,
+    injection_embeds: Any = None,
+    block_strengths: BlockStrengths | None = None,
+    side: Side = "cond",
+    start_percent: float = 0.0,
+    end_percent: float = 1.0,
+    node_id: str | None = None,
+) -> tuple[Any, Any]:
+    """The model with the injection and the text with its record; both as they came where the node is switched off."""
+    log = NodeLog("Activation Editor", node_id, log_level)
+    if not enable_patching or injection_embeds is None:
+        log.basic("switched off" if injection_embeds is not None else "nothing to inject: link injection_embeds")
+        return model, text_embeds
+    sizes = host.sizes(model)
+    strengths = strengths_for(block_activations, sizes.num_blocks, injection_strength, block_strengths)
+    log.basic(f"{picture(strengths)} {sum(map(bool, strengths))} of {sizes.num_blocks} blocks, {injection_mode}")
+    if not any(strengths):
+        log.warn("no block is active, so nothing is injected; choose blocks and a strength above 0")
+        return model, text_embeds
+    injected = host.read_text(injection_embeds)
+    config = {
+        "strengths": list(strengths),
+        "blocks": picture(strengths),
+        "mode": injection_mode,
+        "side": side,
+        "window": [start_percent, end_percent],
+        "difference": _difference(host.read_text(text_embeds), injected, log),
+        "log_level": log_level,
+    }
+    plan = Plan(
+        tuple(
+            Operation(site, "lerp", strengths, PromptPayload(injected), side, (start_percent, end_percent))
+            for site in SITES[injection_mode]
+        )
+    )
+    edited = host.install(model, plan, None if log_level == "off" else log.call)
+    before = host.notes(model)
+    config = {**config, "before": [*before.get("before", []), before]} if before else config
+    return host.annotate(edited, config), host.write_text(text_embeds, host.read_text(text_embeds), {CONFIG: config})
+
+
+def build_activations(preset: str, num_blocks: int = MOST_BLOCKS, **checked: bool) -> Shown:
+    """A pattern of one digit per block, from a preset or from the boxes that are checked."""
+    if preset == CUSTOM:
+        chosen = tuple(block for block in range(num_blocks) if checked.get(f"block_{block}", False))
+    else:
+        chosen = parse_blocks(preset, num_blocks)
+    pattern = "".join("1" if block in chosen else "0" for block in range(num_blocks))
+    return Shown((pattern,), text=f"{picture([float(mark) for mark in pattern])} {len(chosen)} of {num_blocks} blocks")
+
+
+def _difference(text: TextEmbeddings, injected: TextEmbeddings, log: NodeLog) -> float:
+    difference = float(compare(text[0], injected[0]).figures.relative_l2)
+    log.verbose(f"the prompts differ by {difference:.0%} of their length")
+    if difference < LOW_DIFFERENCE:
+        log.warn(f"the prompts differ by {difference:.0%} only, so the injection will hardly show; see the amplifier")
+    return difference
+
+
+EDITOR = Node(
+    id="WanVideoActivationEditor",
+    name="Activation Editor",
+    topic="Steering",
+    description="Injects another prompt into chosen blocks of the transformer, by a strength, for all or some steps.",
+    inputs=(
+        Socket("model", HOST_MODEL, "The model to steer; it stays as it is, and the output is a copy that is steered."),
+        Socket("text_embeds", HOST_TEXT, "The prompt that is sampled."),
+        Widget("injection_strength", 0.5, "Share of the injected prompt in a chosen block.", low=0, high=1, step=0.01),
+        Widget("block_activations", "0" * MOST_BLOCKS, "One 0 or 1 per block, a preset's name, or a list as 0-9,20."),
+        Widget("enable_patching", True, "Off: the model and the prompt go through as they are."),
+        Widget("log_level", "off", "How much this node tells in the console.", options=LEVELS),
+        Widget("injection_mode", "context", "What is changed in a block.", options=tuple(SITES)),
+        Socket("injection_embeds", HOST_TEXT, "The prompt to inject.", optional=True),
+        Socket(
+            "block_strengths",
+            "BLOCK_STRENGTHS",
+            "A strength per block, in the place of block_activations; injection_strength multiplies it.",
+            optional=True,
+        ),
+        Widget(
+            "side",
+            "cond",
+            "Which prediction of guidance is changed; changing both lets guidance cancel the change.",
+            options=("cond", "uncond", "both"),
+            optional=True,
+        ),
+        Widget("start_percent", 0.0, "Share of the steps before it begins.", low=0, high=1, step=0.01, optional=True),
+        Widget("end_percent", 1.0, "Share of the steps after which it ends.", low=0, high=1, step=0.01, optional=True),
+    ),
+    outputs=(
+        Output("model", HOST_MODEL, "The steered model, for the sampler."),
+        Output("text_embeds", HOST_TEXT, "The prompt that is sampled, with a record of the edit."),
+    ),
+    run=edit_activations,
+    check=check_pattern,
+)
+
+BUILDER = Node(
+    id="WanVideoBlockActivationBuilder",
+    name="Block Activation Builder",
+    topic="Steering",
+    description="Chooses blocks of the transformer, by a preset or one by one.",
+    inputs=(
+        Widget("preset", CUSTOM, "Which blocks; custom takes the boxes below.", options=PRESET_NAMES),
+        *(
+            Widget(f"block_{block}", False, f"Whether block {block} is active.", optional=True)
+            for block in range(MOST_BLOCKS)
+        ),
+        Widget(
+            "num_blocks",
+            MOST_BLOCKS,
+            "Blocks of the model: 40 for Wan 14B, 30 for 1.3B and 5B, 6 for MicroWan.",
+            low=1,
+            high=MOST_BLOCKS,
+            optional=True,
+        ),
+    ),
+    outputs=(Output("block_activations", "STRING", "One 0 or 1 per block."),),
+    run=build_activations,
+)
+
+NODES: tuple[Node, ...] = (*for_both_hosts(EDITOR), BUILDER)
