@@ -131,6 +131,7 @@ class Node:
         fingerprint: called with the inputs; the node runs again if its answer is another than last time.
         host: where the node belongs to one.
         shows: whether it runs for its own sake, though nothing follows it.
+        help: Markdown for its help page, after the tables of inputs and outputs: what to expect, what to look out for.
     """
 
     id: str
@@ -144,6 +145,7 @@ class Node:
     fingerprint: Callable[..., Any] | None = None
     host: HostName | None = None
     shows: bool = False
+    help: str = ""
 
     @property
     def category(self) -> str:
