@@ -1,4 +1,4 @@
-"""Both hosts' objects around MicroWan, small enough for every test: patchers, prompts, and a call as a sampler makes it."""
+"""Both hosts around MicroWan, small enough for every test: patchers, prompts, and a call as a sampler makes it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentloom.comfy.execute import execute
 from latentloom.comfy.registry import NODES
-from latentloom.comfy.schema import HostName, Node
+from latentloom.comfy.schema import HostName, Node, Widget
 from latentloom.tensors import TextEmbeddings
 from latentloom.wan.pipeline import WanPipeline
 
@@ -71,7 +71,7 @@ class Rig:
     def run_and_show(self, wrapper_id: str, **inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, list[Any]]]:
         """The values, and the messages for the page."""
         node = self.node(wrapper_id)
-        defaults = {part.name: part.default for part in node.inputs if hasattr(part, "default")}
+        defaults = {part.name: part.default for part in node.inputs if isinstance(part, Widget)}
         return execute(node, {**defaults, **inputs}, "7")
 
 
