@@ -63,7 +63,7 @@ def test_another_version_is_told_with_what_wrote_it(path, version):
         connection.execute("UPDATE latentloom.store_version SET version = ?, written_by = 'latentloom 7.1'", [version])
     line = refusal(EmbeddingStore(path).stats)
     assert f"version {version} (by latentloom 7.1)" in line
-    assert "reads version 1" in line
+    assert "reads version 2" in line
 
 
 def test_a_missing_table_is_damage(path):

@@ -70,6 +70,10 @@ def clean(
     older_than: Annotated[
         str | None, typer.Option("--older-than", metavar="AGE", help="As in 30d; also s, m, h and w.")
     ] = None,
+    accessed_fewer_than: Annotated[
+        int | None,
+        typer.Option("--accessed-fewer-than", metavar="TIMES", min=0, help="Times that they were read, or put again."),
+    ] = None,
     larger_than: Annotated[
         str | None, typer.Option("--larger-than", metavar="SIZE", help="Compressed tokens, as in 1MB.")
     ] = None,
@@ -86,11 +90,13 @@ def clean(
     """Remove embeddings that meet all conditions given; at least one is needed."""
     from rich.console import Console
 
-    if (older_than, larger_than, to_size, kind) == (None,) * 4:
-        raise ConfigError("nothing says what to remove; give --older-than, --larger-than, --to-size or --kind")
+    if (older_than, accessed_fewer_than, larger_than, to_size, kind) == (None,) * 5:
+        options = "--older-than, --accessed-fewer-than, --larger-than, --to-size or --kind"
+        raise ConfigError(f"nothing says what to remove; give {options}")
     store = open_store(db, wait)
     result = store.clean(
         older_than=parse_age(older_than, "--older-than"),
+        accessed_fewer_than=accessed_fewer_than,
         larger_than=parse_bytes(larger_than, "--larger-than"),
         kind=kind,
         to_bytes=parse_bytes(to_size, "--to-size"),

@@ -1,6 +1,6 @@
 """What the embedding store answers with, in plain numbers and texts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 PADDED_LENGTH = 512  # as in latentloom.tensors, which takes seconds to import
@@ -21,6 +21,7 @@ class EmbeddingEntry:
         dim: channels per token.
         stored_bytes: of the compressed tokens.
         created: when it was first put, in UTC.
+        num_accesses: how often it had been read, or put again, when this was looked up; no part of a comparison.
     """
 
     id: str
@@ -33,6 +34,7 @@ class EmbeddingEntry:
     dim: int
     stored_bytes: int
     created: datetime
+    num_accesses: int = field(default=0, compare=False)
 
     @property
     def true_bytes(self) -> int:

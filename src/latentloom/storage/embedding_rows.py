@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from latentloom.storage.embedding_tensors import PackedEmbedding
 
-ENTRY_COLUMNS = "id, prompt, encoder, kind, dtype, source_dtype, num_tokens, dim, stored_bytes, created"
+ENTRY_COLUMNS = "id, prompt, encoder, kind, dtype, source_dtype, num_tokens, dim, stored_bytes, created, num_accesses"
 MANY = 5  # ids that an error message names
 
 
@@ -24,7 +24,7 @@ def insert_rows(
     encoder: str,
     kind: str,
 ) -> list[tuple[EmbeddingEntry, bool]]:
-    """Add the rows whose ids are not there yet, in the open transaction.
+    """Add the rows whose ids are not there yet, and count an access of those that are, in the open transaction.
 
     Returns: for each embedding its entry, and whether it was added; an earlier row's entry where there is one.
     """
@@ -36,12 +36,22 @@ def insert_rows(
         if known is None:
             about = (item.id, prompt, encoder, kind, item.dtype, item.source_dtype, item.num_tokens, item.dim)
             row = (*about, len(item.blob), created)
-            rows.append((*row, item.mean_vector, item.blob))
-            entries[item.id] = entry_of(row)
+            rows.append((*row, item.mean_vector, item.blob, 0))
+            entries[item.id] = entry_of((*row, 0))
         results.append((known or entries[item.id], known is None))
     if rows:
-        connection.executemany(f"INSERT INTO embeddings VALUES ({', '.join('?' * 12)})", rows)
+        connection.executemany(f"INSERT INTO embeddings VALUES ({', '.join('?' * 13)})", rows)
+    count_accesses(connection, [entry.id for entry, is_new in results if not is_new and entry.id not in entries])
     return results
+
+
+def count_accesses(connection: "DuckDBPyConnection", ids: Sequence[str]) -> None:
+    """Note that embeddings were used; an id that is given twice counts once."""
+    if ids:
+        connection.execute(
+            "UPDATE embeddings SET num_accesses = num_accesses + 1 WHERE id IN (SELECT unnest(?::VARCHAR[]))",
+            [list(ids)],
+        )
 
 
 def find_id(connection: "DuckDBPyConnection", path: Path, start: str) -> str:
@@ -120,7 +130,7 @@ def select_entries(
 
 def entry_of(row: tuple[Any, ...]) -> EmbeddingEntry:
     """The entry in a row of `ENTRY_COLUMNS`."""
-    return EmbeddingEntry(*row[:-1], created=row[-1].replace(tzinfo=UTC))
+    return EmbeddingEntry(*row[:-2], created=row[-2].replace(tzinfo=UTC), num_accesses=row[-1])
 
 
 def now() -> datetime:

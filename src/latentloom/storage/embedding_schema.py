@@ -15,7 +15,9 @@ from latentloom.errors import ConfigError, CorruptFileError, FileError
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# Version -> what makes the next one of it. A new column is the last one there too.
+UPGRADES = {1: "ALTER TABLE embeddings ADD COLUMN num_accesses BIGINT DEFAULT 0"}
 
 # Six tables and no more in the main schema; the version has a schema of its own.
 # Tokens are compressed before they get here, and DuckDB would try to compress them again.
@@ -25,7 +27,8 @@ TABLES = {
         id VARCHAR PRIMARY KEY, prompt VARCHAR NOT NULL, encoder VARCHAR NOT NULL, kind VARCHAR NOT NULL,
         dtype VARCHAR NOT NULL, source_dtype VARCHAR NOT NULL, num_tokens BIGINT NOT NULL, dim BIGINT NOT NULL,
         stored_bytes BIGINT NOT NULL, created TIMESTAMP NOT NULL,
-        mean_vector BLOB USING COMPRESSION UNCOMPRESSED, tokens BLOB USING COMPRESSION UNCOMPRESSED""",
+        mean_vector BLOB USING COMPRESSION UNCOMPRESSED, tokens BLOB USING COMPRESSION UNCOMPRESSED,
+        num_accesses BIGINT DEFAULT 0""",
     "vector_operations": """
         id BIGINT PRIMARY KEY, kind VARCHAR NOT NULL, outputs VARCHAR[] NOT NULL, seconds DOUBLE NOT NULL,
         created TIMESTAMP NOT NULL""",
@@ -58,6 +61,8 @@ RETRY_SECONDS = 0.05
 def connect(path: Path, *, read_only: bool, deadline: float) -> "Iterator[DuckDBPyConnection]":
     """A connection to the store's database for the time inside; whatever DuckDB cannot do is one line.
 
+    A store of an earlier version is brought to this one first, though it was only to be read.
+
     Args:
         path: an existing store.
         read_only: refuse to change anything.
@@ -70,7 +75,11 @@ def connect(path: Path, *, read_only: bool, deadline: float) -> "Iterator[DuckDB
     """
     connection = _open(path, read_only, deadline)
     try:
-        _check_version(path, connection)
+        found = _version(path, connection)
+        if found != SCHEMA_VERSION:
+            connection.close()
+            _upgrade(path, found, deadline)
+            connection = _open(path, read_only, deadline)
         yield connection
     except duckdb.Error as error:
         raise _translated(path, error) from error
@@ -148,12 +157,22 @@ def _open(path: Path, read_only: bool, deadline: float) -> "DuckDBPyConnection":
             ) from error
 
 
-def _check_version(path: Path, connection: "DuckDBPyConnection") -> None:
+def _upgrade(path: Path, found: int, deadline: float) -> None:
+    """Bring a store to the present version, in one transaction; the caller holds the lock."""
+    with _open(path, False, deadline) as connection:
+        connection.begin()
+        for number in range(found, SCHEMA_VERSION):
+            connection.execute(UPGRADES[number])
+        connection.execute("UPDATE latentloom.store_version SET version = ?", [SCHEMA_VERSION])
+        connection.commit()
+
+
+def _version(path: Path, connection: "DuckDBPyConnection") -> int:
     found = connection.execute("SELECT schema_name, table_name FROM duckdb_tables()").fetchall()
     if ("latentloom", "store_version") not in found:
         raise FileError(f"{path} is a DuckDB database of another program; give the path of an embedding store")
     rows = connection.execute("SELECT version, written_by FROM latentloom.store_version").fetchall()
-    if len(rows) != 1 or rows[0][0] != SCHEMA_VERSION:
+    if len(rows) != 1 or rows[0][0] not in (SCHEMA_VERSION, *UPGRADES):
         held = ", ".join(f"version {number} (by {program})" for number, program in rows) or "no version"
         raise FileError(
             f"{path} holds a store of {held}; this latentloom reads version {SCHEMA_VERSION}: use the one that wrote "
@@ -162,6 +181,7 @@ def _check_version(path: Path, connection: "DuckDBPyConnection") -> None:
     missing = [name for name in TABLES if ("main", name) not in found]
     if missing:
         raise CorruptFileError(f"{path} is damaged: it has no table {', '.join(missing)}; use another file")
+    return rows[0][0]
 
 
 def _translated(path: Path, error: duckdb.Error) -> Exception:

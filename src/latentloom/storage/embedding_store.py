@@ -22,6 +22,8 @@ from latentloom.storage.embedding_entries import (
 from latentloom.storage.embedding_file import EmbeddingFile
 
 if TYPE_CHECKING:  # whatever handles no tokens works without torch, which takes seconds to import
+    from duckdb import DuckDBPyConnection
+
     from latentloom.storage.embedding_tensors import StoredEmbedding
     from latentloom.tensors import TextEmbeddings
 
@@ -106,7 +108,7 @@ class EmbeddingStore:
         return [PutResult(entry, is_new, item.note) for item, (entry, is_new) in zip(packed, results, strict=True)]
 
     def get(self, embedding_id: str) -> "StoredEmbedding":
-        """One embedding as it was stored, on the CPU.
+        """One embedding as it was stored, on the CPU; counted as an access.
 
         Raises:
             FileError: no such id, or the file cannot be read.
@@ -115,12 +117,11 @@ class EmbeddingStore:
         return self.get_many([embedding_id])[0]
 
     def get_many(self, embedding_ids: Sequence[str]) -> list["StoredEmbedding"]:
-        """Several embeddings, in the order of the ids, as one moment saw them."""
-        from latentloom.storage.embedding_tensors import unpack_many
-
-        with self._file.reading() as connection:
-            # each is decompressed while the next is read
-            return unpack_many(embedding_rows.find_row(connection, self.path, start) for start in embedding_ids)
+        """Several embeddings, in the order of the ids, as one moment saw them; each is counted as accessed once."""
+        with self._file.changing() as connection:
+            stored = self._read(connection, embedding_ids)
+            embedding_rows.count_accesses(connection, [item.entry.id for item in stored])
+        return stored
 
     def find(self, embedding_id: str) -> EmbeddingEntry:
         """What is known of an embedding, without its tokens.
@@ -180,7 +181,9 @@ class EmbeddingStore:
             return Analysis(*row)
         from latentloom.storage.embedding_tensors import analyze
 
-        analysis = analyze(self.get(found).embeddings.tokens)
+        with self._file.reading() as connection:  # which is no access: nobody gets the tokens
+            (stored,) = self._read(connection, [found])
+        analysis = analyze(stored.embeddings.tokens)
         values = [found, *vars(analysis).values()]
         with self._file.changing() as connection:
             connection.execute(
@@ -267,6 +270,7 @@ class EmbeddingStore:
         self,
         *,
         older_than: timedelta | None = None,
+        accessed_fewer_than: int | None = None,
         larger_than: int | None = None,
         kind: str | None = None,
         to_bytes: int | None = None,
@@ -278,6 +282,7 @@ class EmbeddingStore:
 
         Args:
             older_than: age.
+            accessed_fewer_than: times that they were read, or put again.
             larger_than: bytes of their compressed tokens.
             kind: exactly.
             to_bytes: remove the oldest until all compressed tokens together take at most so many bytes.
@@ -287,14 +292,15 @@ class EmbeddingStore:
             ConfigError: nothing is given (that would remove everything), or something out of range.
             FileError: the file cannot be read or written.
         """
-        if older_than is None and larger_than is None and kind is None and to_bytes is None:
+        if (older_than, accessed_fewer_than, larger_than, kind, to_bytes) == (None,) * 5:
             raise ConfigError("nothing says what to remove; give an age, a size or a kind")
-        _require_counts(larger_than=larger_than, to_bytes=to_bytes)
+        _require_counts(accessed_fewer_than=accessed_fewer_than, larger_than=larger_than, to_bytes=to_bytes)
         connection_for = self._file.reading if dry_run else self._file.changing
         with connection_for() as connection:
             return embedding_upkeep.clean(
                 connection,
                 older_than=older_than,
+                accessed_fewer_than=accessed_fewer_than,
                 larger_than=larger_than,
                 kind=kind,
                 to_bytes=to_bytes,
@@ -336,6 +342,12 @@ class EmbeddingStore:
         """
         with self._file.reading() as connection:
             return embedding_upkeep.count(connection, self.path)
+
+    def _read(self, connection: "DuckDBPyConnection", embedding_ids: Sequence[str]) -> "list[StoredEmbedding]":
+        from latentloom.storage.embedding_tensors import unpack_many
+
+        # each is decompressed while the next is read
+        return unpack_many(embedding_rows.find_row(connection, self.path, start) for start in embedding_ids)
 
     def _search_by_id(self, start: str, k: int, encoder: str | None, any_encoder: bool) -> SearchResult:
         with self._file.reading() as connection:

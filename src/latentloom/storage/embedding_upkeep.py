@@ -67,6 +67,7 @@ def clean(
     connection: "DuckDBPyConnection",
     *,
     older_than: timedelta | None,
+    accessed_fewer_than: int | None,
     larger_than: int | None,
     kind: str | None,
     to_bytes: int | None,
@@ -76,6 +77,8 @@ def clean(
     conditions: dict[str, Any] = {}
     if older_than is not None:
         conditions["created < ?"] = moment_before(older_than)
+    if accessed_fewer_than is not None:
+        conditions["num_accesses < ?"] = accessed_fewer_than
     if larger_than is not None:
         conditions["stored_bytes > ?"] = larger_than
     if kind is not None:
