@@ -31,7 +31,7 @@ def load_native_model() -> Any:
     names = ("model_type", "dim", "ffn_dim", "freq_dim", "in_dim", "out_dim", "num_heads", "num_layers", "eps")
     sizes = {name: config[name] for name in names} | {"text_dim": transformer.config["text_dim"]}
     settings = bases.WAN21_T2V({"image_model": "wan2.1", **sizes})
-    settings.latent_format = _latent_format(config["in_dim"])
+    settings.latent_format = latent_format(config["in_dim"])
     settings.sampling_settings = {**settings.sampling_settings, "shift": facts_of(root).shift}
     settings.set_inference_dtype(torch.float32, None)
     model = settings.get_model({}, device=models.unet_offload_device())
@@ -42,7 +42,8 @@ def load_native_model() -> Any:
     )
 
 
-def _latent_format(channels: int) -> Any:
+def latent_format(channels: int) -> Any:
+    """ComfyUI's description of latents that are normalised already, and have no picture to preview them by."""
     base = module("comfy.latent_formats").LatentFormat
     return type("MicroWanLatents", (base,), {"latent_channels": channels, "latent_dimensions": 3})()
 

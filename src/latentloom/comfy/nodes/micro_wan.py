@@ -12,6 +12,13 @@ def load_micro_wan() -> tuple[Any, Any, Any]:
     return load_native_model(), MicroWanClip.load(), MicroWanVae.load()
 
 
+def load_micro_wan_for_wrapper() -> tuple[Any, Any, Any]:
+    """MicroWan in the classes of ComfyUI-WanVideoWrapper."""
+    from latentloom.comfy.micro.wrapper import WrapperVae, load_wrapper_model, load_wrapper_text_encoder
+
+    return load_wrapper_model(), load_wrapper_text_encoder(), WrapperVae.load()
+
+
 NATIVE_LOADER = Node(
     id="LatentLoomMicroWanLoader",
     name="MicroWan Loader",
@@ -26,4 +33,18 @@ NATIVE_LOADER = Node(
     run=load_micro_wan,
 )
 
-NODES: tuple[Node, ...] = (NATIVE_LOADER,)
+WRAPPER_LOADER = Node(
+    id="LatentLoomMicroWanWrapperLoader",
+    name="MicroWan Loader (WanVideoWrapper)",
+    topic="MicroWan",
+    description="A Wan model of a few megabytes that ships with LatentLoom, for ComfyUI-WanVideoWrapper's nodes.",
+    inputs=(),
+    outputs=(
+        Output("model", "WANVIDEOMODEL", "For WanVideo Sampler: 20 steps, cfg 3, shift 3, unipc."),
+        Output("t5", "WANTEXTENCODER", "For WanVideo TextEncode; it knows moving shapes, colours and sizes."),
+        Output("vae", "WANVAE", "For WanVideo Decode."),
+    ),
+    run=load_micro_wan_for_wrapper,
+)
+
+NODES: tuple[Node, ...] = (NATIVE_LOADER, WRAPPER_LOADER)
