@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from latentloom.wan.keys_transformer import TRANSFORMER_KEYS, official_transform
 from latentloom.wan.text_encoder import WanTextEncoder
 from latentloom.wan.vae import denormalize, normalize
 
+CLIP_LATENTS = (16, 3, 6, 6)
+"""[C, T, H, W] of the clips that MicroWan was trained on: 9 frames of 48 x 48 pixels."""
 LOADER = "WanVideoModelLoader"
 NAMES = ("WanModel", "WanVideoModel", "WanVideoModelConfig", "init_empty_weights")
 """What is used of the file in which the wrapper loads its models."""
@@ -50,6 +52,12 @@ def load_wrapper_text_encoder() -> dict[str, Any]:
     root = default_checkpoint()
     encoder = WanTextEncoder(load_text_encoder(root, dtype=torch.float32), load_tokenizer(root))
     return {"model": WrapperTextEncoder(encoder), "dtype": torch.float32, "name_or_path": "MicroWan"}
+
+
+def empty_clip() -> dict[str, Any]:
+    """WANVIDIMAGE_EMBEDS for one clip from text alone, of the size that MicroWan knows."""
+    num_frames = 4 * (CLIP_LATENTS[1] - 1) + 1
+    return {"target_shape": CLIP_LATENTS, "num_frames": num_frames, "control_embeds": None}
 
 
 class WrapperTextEncoder:
@@ -94,8 +102,8 @@ class WrapperVae:
         return cls(load_vae(default_checkpoint(), dtype=torch.float32))
 
     def to(self, device: torch.device) -> "WrapperVae":
-        """The same, with its weights on the device."""
-        self.vae.to(device)
+        """The same, with its weights on the device; asked for before each use."""
+        nn.Module.to(self.vae, device)
         return self
 
     @torch.no_grad()
@@ -108,7 +116,6 @@ class WrapperVae:
             ConfigError: the latents end with those of an image.
         """
         _refuse_end_image(end_)
-        self.vae.to(device)
         return [self._decoded(one.to(device, self.dtype)) for one in latents]
 
     @torch.no_grad()
@@ -121,7 +128,6 @@ class WrapperVae:
             ConfigError: the clips end with an image.
         """
         _refuse_end_image(end_)
-        self.vae.to(device)
         whole = [video[:, : (video.shape[1] - 1) // 4 * 4 + 1].to(device, self.dtype) for video in videos]
         means = [self.vae.encode(video.unsqueeze(0), return_dict=False)[0].mode() for video in whole]
         return torch.cat([normalize(self.vae, mean) for mean in means])
@@ -147,7 +153,7 @@ def _loading() -> Any:
     return loading
 
 
-def _empty_model(loading: Any, config: dict[str, Any], text_dim: int, device: Any, offload_device: Any) -> nn.Module:
+def _empty_model(loading: Any, config: dict[str, Any], text_dim: int, device: Any, offload_device: Any) -> Any:
     """The wrapper's model with weights on the meta device."""
     same = ("model_type", "dim", "ffn_dim", "freq_dim", "in_dim", "out_dim", "text_len", "num_heads", "num_layers")
     with loading.init_empty_weights():
@@ -178,7 +184,7 @@ def _empty_model(loading: Any, config: dict[str, Any], text_dim: int, device: An
     return model
 
 
-def _pipeline(weights: dict[str, Tensor]) -> dict[str, Any]:
+def _pipeline(weights: Mapping[str | None, Tensor]) -> dict[str, Any]:
     """What the wrapper's loader notes on its model for the sampler."""
     return {
         "base_dtype": torch.float32,

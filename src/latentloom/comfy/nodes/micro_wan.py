@@ -19,6 +19,13 @@ def load_micro_wan_for_wrapper() -> tuple[Any, Any, Any]:
     return load_wrapper_model(), load_wrapper_text_encoder(), WrapperVae.load()
 
 
+def empty_clip_for_wrapper() -> tuple[dict[str, Any]]:
+    """The size of MicroWan's clips, as the wrapper's sampler takes it."""
+    from latentloom.comfy.micro.wrapper import empty_clip
+
+    return (empty_clip(),)
+
+
 NATIVE_LOADER = Node(
     id="LatentLoomMicroWanLoader",
     name="MicroWan Loader",
@@ -47,4 +54,14 @@ WRAPPER_LOADER = Node(
     run=load_micro_wan_for_wrapper,
 )
 
-NODES: tuple[Node, ...] = (NATIVE_LOADER, WRAPPER_LOADER)
+WRAPPER_EMPTY_CLIP = Node(
+    id="LatentLoomMicroWanEmptyEmbeds",
+    name="MicroWan Empty Embeds (WanVideoWrapper)",
+    topic="MicroWan",
+    description="A clip of 9 frames of 48 x 48 to fill, smaller than WanVideo Empty Embeds allows.",
+    inputs=(),
+    outputs=(Output("image_embeds", "WANVIDIMAGE_EMBEDS", "For WanVideo Sampler."),),
+    run=empty_clip_for_wrapper,
+)
+
+NODES: tuple[Node, ...] = (NATIVE_LOADER, WRAPPER_LOADER, WRAPPER_EMPTY_CLIP)
