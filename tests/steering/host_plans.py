@@ -36,7 +36,7 @@ CASES = [
     *(
         (site, method, "activations")
         for site in ("hidden_states", "attention_output")
-        for method in ("replace", "lerp")
+        for method in ("replace", "lerp", "add")
     ),
     *(
         (site, method, "plane" if method == "rotate" else "direction")

@@ -178,9 +178,8 @@ def _on_rows(edit: ContextEdit, rows: Bool[Tensor, "B"] | None) -> ContextEdit:
 
 def _token_edit(act: Acting, block: int, strength: Tensor, material: Material) -> TokenEdit:
     operation, tokens = act.operation, act.operation.tokens
-    if operation.method in ("replace", "lerp"):
-        assert isinstance(material, Mapping)
-        given, whole = material[block], operation.strengths[block] == 1
+    if isinstance(material, Mapping):
+        given, whole = material[block], operation.method != "add" and operation.strengths[block] == 1
 
         def move(values: Tensor) -> Tensor:
             if given.shape != values.shape:
@@ -189,6 +188,8 @@ def _token_edit(act: Acting, block: int, strength: Tensor, material: Material) -
                     "record them from clips of the same number and size"
                 )
             there = given.to(values.device)  # block by block: all of a large model's activations would fill the device
+            if operation.method == "add":
+                return operations.add(values, there, strength)
             return there.to(values.dtype) if whole else operations.mix(values, there, strength)
 
         change = move

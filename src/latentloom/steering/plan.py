@@ -93,12 +93,8 @@ TAKES: dict[tuple[str, str], tuple[type, ...]] = {
         for site in ("hidden_states", "attention_output")
     },
     ("add", "context"): (DirectionPayload, RowsPayload),
-    **{
-        (method, site): (DirectionPayload,)
-        for method in ("add", "add_keep_norm", "ablate")
-        for site in get_args(Site)
-        if (method, site) != ("add", "context")
-    },
+    **{("add", site): (DirectionPayload, ActivationsPayload) for site in ("hidden_states", "attention_output")},
+    **{(method, site): (DirectionPayload,) for method in ("add_keep_norm", "ablate") for site in get_args(Site)},
     **{("rotate", site): (PlanePayload,) for site in get_args(Site)},
 }
 
@@ -109,9 +105,9 @@ class Operation:
 
     Args:
         site: where in a block; see `Site`.
-        method: `replace` and `lerp` move towards the payload, whole or by a share; `add` adds a direction, and
-            `add_keep_norm` then restores every token's length; `ablate` takes a direction out; `rotate` turns within a
-            plane.
+        method: `replace` and `lerp` move towards the payload, whole or by a share; `add` adds a direction, or a row per
+            token, and `add_keep_norm` then restores every token's length; `ablate` takes a direction out; `rotate`
+            turns within a plane.
         strengths: one per block of the model; 0 leaves the block alone. `STRENGTHS` has the range of each method.
         payload: what with; `TAKES` says which kind goes with which method and site.
         side: which of guidance's two predictions is changed. Changing both lets guidance cancel the change.

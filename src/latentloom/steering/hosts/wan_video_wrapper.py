@@ -3,12 +3,18 @@
 That host calls its transformer from one long function, and `transformer_options` go from the call to every block. So
 all that a call needs travels in its arguments: the hooks hold nothing, and nothing has to be cleaned up when a run is
 interrupted. The sampler copies these options from the model's, so a clone's plan acts in the clone's runs alone.
+
+What another prompt's blocks hold is recorded by a second run within the call, before it: the same arguments with the
+other prompt, and options that carry a `Recording` in the plan's place.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -25,14 +31,44 @@ from latentloom.steering.hosts.official import (
     edited,
     true_lengths,
 )
-from latentloom.steering.inject import TokenEdit
-from latentloom.steering.plan import Plan
+from latentloom.steering.inject import BlockEdits, TokenEdit
+from latentloom.steering.plan import Operation, Plan, Site
+from latentloom.tensors import TextEmbeddings
 
 PLAN = "latentloom_plan"
 """Where `transformer_options` carry the plan, as a `CarriedPlan`."""
+RECORDING = "latentloom_recording"
+"""Where they carry what is to be recorded, as a `Recording`."""
 
 _EDITS = "latentloom_edits"
 """Where this call's `transformer_options` carry its edits, and a block's context those of what attention returns."""
+_CACHES = ("enable_teacache", "enable_magcache", "enable_easycache")
+"""Of the model: whether calls are skipped for what earlier ones gave. Nothing may be skipped or kept when recording."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """Fills `values` with what blocks hold when the model runs, edits of the same call included.
+
+    Args:
+        blocks: which; at hidden states these are their inputs.
+        site: hidden states or what cross-attention returns.
+        progress: share of the schedule that plans are told; None for what the call says.
+        values: by block, on the CPU; of several calls the first counts.
+    """
+
+    blocks: Collection[int]
+    site: Site = "hidden_states"
+    progress: float | None = None
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recording:
+        return self  # the sampler copies options deeply, and its run shall fill this one
+
+    def keep(self, block: int, values: Tensor) -> None:
+        """Record, if these are asked for."""
+        if block in self.blocks and block not in self.values:
+            self.values[block] = values.detach().to("cpu", copy=True)
 
 
 @runtime_checkable
@@ -102,14 +138,17 @@ def _on_model(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tu
     carried = options.get(PLAN)
     if carried is None:
         return None
-    edits = _edits_of(model, carried, kwargs)
+    edits = _edits_of(model, carried, args, kwargs)
     return args, {**kwargs, "transformer_options": {**options, _EDITS: edits or None}}
 
 
 def _on_block(index: int) -> Callable[[nn.Module, tuple, dict[str, Any]], tuple[tuple, dict[str, Any]] | None]:
     def hook(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        edits = (kwargs.get("transformer_options") or {}).get(_EDITS)
-        return None if edits is None else _given_to_block(edits, index, args, kwargs)
+        options = kwargs.get("transformer_options") or {}
+        edits, recording = options.get(_EDITS), options.get(RECORDING)
+        if edits is None and recording is None:
+            return None
+        return _given_to_block(edits, recording, index, args, kwargs)
 
     return hook
 
@@ -121,7 +160,7 @@ def _on_attention(attention: nn.Module, args: tuple, kwargs: dict[str, Any], out
 
 
 @torch.compiler.disable(recursive=True)
-def _edits_of(model: Any, carried: CarriedPlan, kwargs: dict[str, Any]) -> CallEdits:
+def _edits_of(model: Any, carried: CarriedPlan, args: tuple, kwargs: dict[str, Any]) -> CallEdits:
     """This call's edits, from the arguments of the call: clips and prompts come as lists of tensors without padding."""
     check_fits(carried.plan, model)
     prompts, device = kwargs["context"], kwargs["x"][0].device
@@ -129,36 +168,76 @@ def _edits_of(model: Any, carried: CarriedPlan, kwargs: dict[str, Any]) -> CallE
     if len(kwargs["x"]) > 1:  # guidance in one batch
         half = len(prompts) // 2
         conditional = (True,) * half + (False,) * (len(prompts) - half)
+    recording = kwargs["transformer_options"].get(RECORDING)
+    told = None if recording is None else recording.progress
     call = OfficialCall(
         conditional=conditional,
         clips=(0,) * len(prompts),  # this host samples one clip at a time
-        progress=float(kwargs.get("current_step_percentage", 0.0)),
+        progress=float(kwargs.get("current_step_percentage", 0.0)) if told is None else told,
         lengths=torch.cat([true_lengths(prompt.unsqueeze(0)) for prompt in prompts]).to(device),
         num_text_rows=model.text_len,
         text_dim=model.text_dim,
         project=lambda rows: _projected(model, rows).to(device),
+        record=lambda operation, text: _recorded(model, operation, text, args, kwargs),
     )
     edits = CallEdits(carried.plan, call)
     edits.tell(carried.listeners)
     return edits
 
 
+def _recorded(
+    model: Any, operation: Operation, text: TextEmbeddings, args: tuple, kwargs: dict[str, Any]
+) -> dict[int, Tensor]:
+    """What the blocks hold at the operation's site in another run of the model with these prompts."""
+    recording = Recording(operation.blocks, operation.site)
+    options = {**kwargs["transformer_options"], PLAN: None, RECORDING: recording}
+    prompts = [rows.to(kwargs["context"][0]) for rows in text.to_list()]
+    # clips and image conditions are copied: some variants of the model write to them
+    copied = {name: [clip.clone() for clip in kwargs[name]] for name in ("x", "y") if kwargs.get(name) is not None}
+    with _without_caches(model):
+        model(*args, **{**kwargs, **copied, "context": prompts, "transformer_options": options})
+    return recording.values
+
+
+@contextmanager
+def _without_caches(model: Any) -> Iterator[None]:
+    before = {name: getattr(model, name) for name in _CACHES if getattr(model, name, False)}
+    try:
+        for name in before:
+            setattr(model, name, False)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(model, name, value)
+
+
 @torch.compiler.disable(recursive=True)
 def _given_to_block(
-    edits: CallEdits, index: int, args: tuple, kwargs: dict[str, Any]
+    edits: CallEdits | None, recording: Recording | None, index: int, args: tuple, kwargs: dict[str, Any]
 ) -> tuple[tuple, dict[str, Any]] | None:
-    block, tokens, context = edits.block(index), args[0], kwargs["context"]
+    tokens, context = args[0], kwargs["context"]
+    block = BlockEdits() if edits is None else edits.block(index)
     if block.hidden_states:
         # a copy: the block works in place, and a payload must stay what it is
         tokens = edited(block.hidden_states, tokens).clone()
-    if context is not None:
+    if edits is not None and context is not None:
         context = edits.context(block.context, context)
-    if block.attention_output:
+    on_output = block.attention_output
+    if recording is not None and recording.site == "hidden_states":
+        recording.keep(index, tokens)
+    elif recording is not None and index in recording.blocks:
+        on_output = (*on_output, partial(_kept, recording, index))
+    if on_output:
         if context is None or len(context) > len(tokens):
             raise ConfigError("attention_output takes one prompt at a time here; remove the others from this run")
         context = context.view_as(context)  # a tensor of this block alone, to be marked
-        setattr(context, _EDITS, block.attention_output)
+        setattr(context, _EDITS, on_output)
     return (tokens, *args[1:]), {**kwargs, "context": context}
+
+
+def _kept(recording: Recording, index: int, output: Tensor) -> Tensor:
+    recording.keep(index, output)
+    return output
 
 
 def _projected(model: Any, rows: Tensor) -> Tensor:
