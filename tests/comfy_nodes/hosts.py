@@ -33,7 +33,11 @@ class Rig:
     def model(self) -> Any:
         """A fresh patcher around a fresh model."""
         if self.host == "native":
-            return NativePatcher(NativeWan.from_diffusers(self.pipeline.transformer))
+            patcher = NativePatcher(NativeWan.from_diffusers(self.pipeline.transformer))
+            # what the projection of a prompt asks of ComfyUI's own
+            vars(patcher).update(load_device=torch.device("cpu"))
+            vars(patcher.model).update(get_dtype=lambda: torch.float32, manual_cast_dtype=None)
+            return patcher
         return WrapperPatcher(WrapperWan.from_diffusers(self.pipeline.transformer))
 
     def text(self, prompt: str, negative: str = "") -> Any:

@@ -1,7 +1,17 @@
 """All nodes of the pack, in the order of the menu."""
 
-from latentloom.comfy.nodes import activation, micro_wan
+from latentloom.comfy.nodes import activation, analysis, arithmetic, control, database, delta, micro_wan, strengths, viewing
 from latentloom.comfy.schema import Node
 
-NODES: tuple[Node, ...] = (*activation.NODES, *micro_wan.NODES)
+NODES: tuple[Node, ...] = (
+    *activation.NODES,
+    *strengths.NODES,
+    *control.NODES,
+    *delta.NODES,
+    *viewing.NODES,
+    *arithmetic.NODES,
+    *analysis.NODES,
+    *database.NODES,
+    *micro_wan.NODES,
+)
 """Every node, each once per host."""
