@@ -1,6 +1,16 @@
 """All nodes of the pack, in the order of the menu."""
 
-from latentloom.comfy.nodes import activation, analysis, arithmetic, control, database, delta, micro_wan, strengths, viewing
+from latentloom.comfy.nodes import (
+    activation,
+    analysis,
+    arithmetic,
+    control,
+    database,
+    delta,
+    micro_wan,
+    strengths,
+    viewing,
+)
 from latentloom.comfy.schema import Node
 
 NODES: tuple[Node, ...] = (
