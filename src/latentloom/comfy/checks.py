@@ -10,12 +10,12 @@ from latentloom.errors import LatentLoomError
 def answering(check: Callable[..., str | None]) -> Callable[..., bool | str]:
     """The check as ComfyUI calls it: True, or the message; it sees the same parameters, which say what is checked.
 
-    A value that is filled by a link is not known yet, and ComfyUI leaves it out.
+    A value that is filled by a link is not known yet: ComfyUI leaves it out, or hands on None.
     """
     signature = inspect.signature(check)
 
     def ask(**values: Any) -> bool | str:
-        if set(values) != set(signature.parameters):
+        if any(values.get(name) is None for name in signature.parameters):
             return True
         try:
             return check(**values) or True
