@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from latentloom.errors import ConfigError
-from latentloom.steering import Plan
-from latentloom.steering.hosts.official import Listener
+from latentloom.steering import BlockActivations, Plan
+from latentloom.steering.hosts.official import Listener, Recording
 from latentloom.tensors import TextEmbeddings
 
 CONFIG = "wan_activation_editor"
@@ -27,6 +27,29 @@ class Sizes:
     num_blocks: int
     dim: int
     text_dim: int
+
+
+@dataclass(frozen=True, eq=False)
+class NoisedClip:
+    """A clip on its way from noise, as the host's sampler would make it.
+
+    Args:
+        seed: of the noise, which the host draws as for a run with this seed.
+        percent: share of the schedule that lies behind; 0 is noise alone.
+        num_frames, height, width: in pixels, where nothing below gives a size.
+        samples: a LATENT, clean, whose first clip is noised; without it the clip is empty.
+        shift: of the schedule, for a host whose model does not know it.
+        image_embeds: WANVIDIMAGE_EMBEDS, for the host that has them.
+    """
+
+    seed: int = 0
+    percent: float = 0.0
+    num_frames: int = 81
+    height: int = 480
+    width: int = 832
+    samples: Mapping[str, Any] | None = None
+    shift: float = 5.0
+    image_embeds: Mapping[str, Any] | None = None
 
 
 class Host(ABC):
@@ -69,6 +92,38 @@ class Host(ABC):
         Raises:
             ConfigError: the weights cannot be read.
         """
+
+    @abstractmethod
+    def encode(self, encoder: Any, prompt: str) -> TextEmbeddings:
+        """A prompt, by a CLIP or a WANTEXTENCODER, without padding, on the CPU."""
+
+    def capture(self, model: Any, text: Any, clip: NoisedClip, num_blocks: int) -> BlockActivations:
+        """What enters blocks 0 to `num_blocks` in one step of the host's own sampler, for one clip.
+
+        The model is loaded, patched and released as for any run, and what other nodes changed in it acts.
+
+        Args:
+            model: the patcher; it stays as it is.
+            text: the prompt.
+            clip: what the model is given.
+            num_blocks: passed by the last of the activations.
+
+        Raises:
+            ConfigError: the model has not more blocks than that, or the host cannot run it.
+        """
+        depth = self.sizes(model).num_blocks
+        if not 0 <= num_blocks < depth:
+            raise ConfigError(f"there is no block after {num_blocks} of {depth} blocks; capture after 1 to {depth - 1}")
+        recording = Recording(range(num_blocks + 1), progress=clip.percent)
+        timestep = self._run_once(model, text, clip, recording)
+        if not recording.values:
+            raise ConfigError("the run did not reach the model's blocks; unlink what caches or skips its steps")
+        values = {block: rows[:1] for block, rows in sorted(recording.values.items())}
+        return BlockActivations(values, "hidden_states", timestep, {"seed": clip.seed, "percent": clip.percent})
+
+    @abstractmethod
+    def _run_once(self, model: Any, text: Any, clip: NoisedClip, recording: Recording) -> float:
+        """Run the model once and return the timestep, 0 to 1,000."""
 
     def sizes(self, model: Any) -> Sizes:
         """Of the model's transformer.

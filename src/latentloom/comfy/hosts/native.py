@@ -4,14 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from latentloom.comfy import core
-from latentloom.comfy.hosts.host import Host
+from latentloom.comfy.hosts.host import Host, NoisedClip
 from latentloom.errors import ConfigError
 from latentloom.steering import Plan
 from latentloom.steering.hosts import comfy_native
-from latentloom.steering.hosts.official import Listener, true_lengths
+from latentloom.steering.hosts.official import Listener, Recording, true_lengths
 from latentloom.tensors import TextEmbeddings
+from latentloom.wan.sampling import NUM_TRAIN_TIMESTEPS
 
 
 class NativeHost(Host):
@@ -44,3 +46,37 @@ class NativeHost(Host):
         embedder, dtype = model.model.diffusion_model.text_embedding, model.model.get_dtype()
         rows = embedder(text.tokens.to(model.load_device, model.model.manual_cast_dtype or dtype))
         return TextEmbeddings(rows.float().cpu(), text.lengths)
+
+    def encode(self, encoder: Any, prompt: str) -> TextEmbeddings:
+        return self.read_text(encoder.encode_from_tokens_scheduled(encoder.tokenize(prompt)))
+
+    def _run_once(self, model: Any, text: Any, clip: NoisedClip, recording: Recording) -> float:
+        sampling, samplers = core.module("comfy.sample"), core.module("comfy.samplers")
+        sigma = float(model.get_model_object("model_sampling").percent_to_sigma(clip.percent))
+        latents = sampling.fix_empty_latent_channels(model, _latents(model, clip))
+        noise = sampling.prepare_noise(latents, clip.seed)
+        rows, options = text[0]
+        prompt = [[rows[:1], options]]
+        # at a scale of 1 the sampler leaves the negative prompt alone, unless another node tells it not to
+        sampling.sample_custom(
+            comfy_native.record(model, recording),
+            noise,
+            1.0,
+            samplers.sampler_object("euler"),
+            torch.tensor([sigma, 0.0]),
+            prompt,
+            prompt,
+            latents,
+            disable_pbar=True,
+            seed=clip.seed,
+        )
+        return sigma * NUM_TRAIN_TIMESTEPS
+
+
+def _latents(model: Any, clip: NoisedClip) -> Tensor:
+    """One clean clip [1, C, T, H, W]."""
+    if clip.samples is not None:
+        return clip.samples["samples"][:1]
+    channels = model.get_model_object("latent_format").latent_channels
+    stride = 16 if channels == 48 else 8  # the VAE of Wan 2.2 5B halves once more than the others
+    return torch.zeros(1, channels, (clip.num_frames - 1) // 4 + 1, clip.height // stride, clip.width // stride)

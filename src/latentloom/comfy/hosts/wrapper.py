@@ -5,12 +5,15 @@ from typing import Any
 
 import torch
 
-from latentloom.comfy.hosts.host import Host
+from latentloom.comfy import core
+from latentloom.comfy.hosts.host import Host, NoisedClip
+from latentloom.comfy.hosts.wrapper_weights import read_linear
 from latentloom.errors import ConfigError
 from latentloom.steering import Plan
 from latentloom.steering.hosts import wan_video_wrapper
-from latentloom.steering.hosts.official import Listener, true_lengths
+from latentloom.steering.hosts.official import Listener, Recording, true_lengths
 from latentloom.tensors import TextEmbeddings
+from latentloom.wan.sampling import NUM_TRAIN_TIMESTEPS
 
 POSITIVE = "prompt_embeds"
 
@@ -35,4 +38,53 @@ class WrapperHost(Host):
 
     @torch.no_grad()
     def project(self, model: Any, text: TextEmbeddings) -> TextEmbeddings:
-        raise NotImplementedError
+        # its sampler loads the weights and takes them away again, so they are read from where they rest, and not moved
+        embedder = model.model.diffusion_model.text_embedding
+        rows = text.tokens.float()
+        for index, layer in enumerate(embedder):
+            if isinstance(layer, torch.nn.Linear):
+                weight, bias = read_linear(model, layer, f"text_embedding.{index}")
+                rows = torch.nn.functional.linear(rows, weight, bias)
+            else:
+                rows = layer(rows)
+        return TextEmbeddings(rows, text.lengths)
+
+    def encode(self, encoder: Any, prompt: str) -> TextEmbeddings:
+        (text,) = _node("WanVideoTextEncode").process(positive_prompt=prompt, negative_prompt="", t5=encoder)
+        return self.read_text(text)
+
+    def _run_once(self, model: Any, text: Any, clip: NoisedClip, recording: Recording) -> float:
+        left = 1 - clip.percent
+        timestep = round(clip.shift * left / (1 + (clip.shift - 1) * left) * NUM_TRAIN_TIMESTEPS)
+        # a little above, since the sampler rounds down
+        sigmas = torch.tensor([min(1.0, (timestep + 0.5) / NUM_TRAIN_TIMESTEPS), 0.0])
+        _node("WanVideoSampler").process(
+            model=wan_video_wrapper.record(model, recording),
+            image_embeds=clip.image_embeds or _empty(clip),
+            shift=clip.shift,
+            steps=1,
+            cfg=1.0,
+            seed=clip.seed,
+            force_offload=True,
+            scheduler="unipc",  # of all schedulers this one takes noise levels as they are, in every version
+            riflex_freq_index=0,
+            text_embeds=text,
+            samples=clip.samples,
+            sigmas=sigmas,
+            add_noise_to_samples=True,
+        )
+        return float(timestep)
+
+
+def _empty(clip: NoisedClip) -> dict[str, Any]:
+    """As its node for empty embeds makes them; of a 5B model the sampler halves the size itself."""
+    size = (clip.num_frames - 1) // 4 + 1, clip.height // 8, clip.width // 8
+    return {"target_shape": (16, *size), "num_frames": clip.num_frames, "control_embeds": None}
+
+
+def _node(name: str) -> Any:
+    """One of the wrapper's own nodes."""
+    found = core.module("nodes").NODE_CLASS_MAPPINGS.get(name)
+    if found is None:
+        raise ConfigError(f"there is no node {name}; install ComfyUI-WanVideoWrapper and restart ComfyUI")
+    return found()

@@ -3,18 +3,25 @@
 from typing import Any
 
 from latentloom.comfy.hosts import Host
-from latentloom.comfy.hosts.host import CONFIG
-from latentloom.comfy.log import LEVELS, LogLevel, NodeLog
+from latentloom.comfy.injecting import (
+    BLOCKS_TOOLTIP,
+    LOG_LEVEL,
+    STRENGTHS,
+    WHEN,
+    choose_target,
+    inject,
+    record_on_text,
+)
+from latentloom.comfy.log import LogLevel, NodeLog
 from latentloom.comfy.patterns import (
     CUSTOM,
     MOST_BLOCKS,
     PRESET_NAMES,
     BlockStrengths,
     check_pattern,
-    strengths_for,
 )
 from latentloom.comfy.schema import HOST_MODEL, HOST_TEXT, Node, Output, Shown, Socket, Widget, for_both_hosts
-from latentloom.steering import Operation, Plan, PromptPayload, compare
+from latentloom.steering import PromptPayload, compare
 from latentloom.steering.blocks import parse_blocks, picture
 from latentloom.steering.plan import Side, Site
 from latentloom.tensors import TextEmbeddings
@@ -50,32 +57,17 @@ def edit_activations(
     if not enable_patching or injection_embeds is None:
         log.basic("switched off" if injection_embeds is not None else "nothing to inject: link injection_embeds")
         return model, text_embeds
-    sizes = host.sizes(model)
-    strengths = strengths_for(block_activations, sizes.num_blocks, injection_strength, block_strengths)
-    log.basic(f"{picture(strengths)} {sum(map(bool, strengths))} of {sizes.num_blocks} blocks, {injection_mode}")
-    if not any(strengths):
-        log.warn("no block is active, so nothing is injected; choose blocks and a strength above 0")
+    window = (start_percent, end_percent)
+    target = choose_target(
+        host, model, log, injection_mode, block_activations, injection_strength, block_strengths, side, window
+    )
+    if target is None:
         return model, text_embeds
     injected = host.read_text(injection_embeds)
-    config = {
-        "strengths": list(strengths),
-        "blocks": picture(strengths),
-        "mode": injection_mode,
-        "side": side,
-        "window": [start_percent, end_percent],
-        "difference": _difference(host.read_text(text_embeds), injected, log),
-        "log_level": log_level,
-    }
-    plan = Plan(
-        tuple(
-            Operation(site, "lerp", strengths, PromptPayload(injected), side, (start_percent, end_percent))
-            for site in SITES[injection_mode]
-        )
-    )
-    edited = host.install(model, plan, None if log_level == "off" else log.call)
-    before = host.notes(model)
-    config = {**config, "before": [*before.get("before", []), before]} if before else config
-    return host.annotate(edited, config), host.write_text(text_embeds, host.read_text(text_embeds), {CONFIG: config})
+    noted = {"difference": _difference(host.read_text(text_embeds), injected, log)}
+    operations = tuple(target.operation(site, "lerp", PromptPayload(injected)) for site in SITES[injection_mode])
+    edited, record = inject(host, model, target, operations, log, log_level, noted)
+    return edited, record_on_text(host, text_embeds, record)
 
 
 def build_activations(preset: str, num_blocks: int = MOST_BLOCKS, **checked: bool) -> Shown:
@@ -105,26 +97,13 @@ EDITOR = Node(
         Socket("model", HOST_MODEL, "The model to steer; it stays as it is, and the output is a copy that is steered."),
         Socket("text_embeds", HOST_TEXT, "The prompt that is sampled."),
         Widget("injection_strength", 0.5, "Share of the injected prompt in a chosen block.", low=0, high=1, step=0.01),
-        Widget("block_activations", "0" * MOST_BLOCKS, "One 0 or 1 per block, a preset's name, or a list as 0-9,20."),
+        Widget("block_activations", "0" * MOST_BLOCKS, BLOCKS_TOOLTIP),
         Widget("enable_patching", True, "Off: the model and the prompt go through as they are."),
-        Widget("log_level", "off", "How much this node tells in the console.", options=LEVELS),
+        LOG_LEVEL,
         Widget("injection_mode", "context", "What is changed in a block.", options=tuple(SITES)),
         Socket("injection_embeds", HOST_TEXT, "The prompt to inject.", optional=True),
-        Socket(
-            "block_strengths",
-            "BLOCK_STRENGTHS",
-            "A strength per block, in the place of block_activations; injection_strength multiplies it.",
-            optional=True,
-        ),
-        Widget(
-            "side",
-            "cond",
-            "Which prediction of guidance is changed; changing both lets guidance cancel the change.",
-            options=("cond", "uncond", "both"),
-            optional=True,
-        ),
-        Widget("start_percent", 0.0, "Share of the steps before it begins.", low=0, high=1, step=0.01, optional=True),
-        Widget("end_percent", 1.0, "Share of the steps after which it ends.", low=0, high=1, step=0.01, optional=True),
+        STRENGTHS,
+        *WHEN,
     ),
     outputs=(
         Output("model", HOST_MODEL, "The steered model, for the sampler."),

@@ -15,6 +15,7 @@ from latentloom.steering.hosts.official import (
     CarriedPlan,
     Listener,
     OfficialCall,
+    Recording,
     check_fits,
     edited,
     true_lengths,
@@ -64,6 +65,13 @@ def install(patcher: Patcher, plan: Plan, listen: Listener | None = None) -> Pat
     check_fits(plan, clone.model.diffusion_model)
     clone.add_wrapper_with_key("diffusion_model", KEY, NativeWrapper(plan, () if listen is None else (listen,)))
     clone.add_wrapper_with_key("apply_model", KEY, tell_shift)
+    return clone
+
+
+def record(patcher: Patcher, recording: Recording) -> Patcher:
+    """A clone whose runs fill the recording, edits of its own plans included; the patcher stays as it is."""
+    clone = patcher.clone()
+    clone.add_wrapper_with_key("diffusion_model", KEY, NativeRecorder(recording))
     return clone
 
 
@@ -129,6 +137,45 @@ class NativeWrapper(CarriedPlan):
             return run(context, options)
         edits = _edits_of(self, model, run, len(x), timestep, context, options)
         return _run_edited(model, edits, partial(run, context), options) if edits else run(context, options)
+
+
+class NativeRecorder:
+    """A `DIFFUSION_MODEL` wrapper that fills a recording; it comes after the plans, so it sees their edits.
+
+    Args:
+        recording: of hidden states, of the first clip of the positive side.
+    """
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NativeRecorder:
+        return self  # options are copied deeply for each run, and runs shall fill this recording
+
+    @torch.compiler.disable(recursive=False)
+    def __call__(
+        self,
+        executor: Any,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        clip_fea: Tensor | None = None,
+        time_dim_concat: Tensor | None = None,
+        transformer_options: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """The model's answer, as it is; see `NativeWrapper`."""
+        options = dict(transformer_options or {})
+        if not options.get(RECORDING):  # a plan's second run is no answer to anyone
+            sides = options.get("cond_or_uncond") or [0]
+            first = len(x) // len(sides) * sides.index(0) if 0 in sides else 0
+
+            def keep(index: int, given: dict[str, Any]) -> dict[str, Any]:
+                self._recording.keep(index, given["img"][first : first + 1])
+                return given
+
+            options = _replacing(options, self._recording.blocks, keep)
+        return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
 
 
 def progress_of(timestep: Tensor, options: Mapping[str, Any]) -> float:

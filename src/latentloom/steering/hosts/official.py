@@ -1,7 +1,7 @@
 """A plan within one call of a Wan model whose modules bear the official names, as in both of ComfyUI's hosts."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -53,6 +53,31 @@ class CarriedPlan:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CarriedPlan":
         return self
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """Fills `values` with what blocks hold when the model runs, edits of the same call included.
+
+    Args:
+        blocks: which; at hidden states these are their inputs.
+        site: hidden states or what cross-attention returns.
+        progress: share of the schedule that plans are told; None for what the call says.
+        values: by block, on the CPU; of several calls the first counts.
+    """
+
+    blocks: Collection[int]
+    site: Site = "hidden_states"
+    progress: float | None = None
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Recording":
+        return self  # the sampler copies options deeply, and its run shall fill this one
+
+    def keep(self, block: int, values: Tensor) -> None:
+        """Record, if these are asked for."""
+        if block in self.blocks and block not in self.values:
+            self.values[block] = values.detach().to("cpu", copy=True)
 
 
 @dataclass(frozen=True, eq=False)

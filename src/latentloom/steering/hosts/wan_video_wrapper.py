@@ -11,9 +11,8 @@ other prompt, and options that carry a `Recording` in the plan's place.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,12 +26,13 @@ from latentloom.steering.hosts.official import (
     CarriedPlan,
     Listener,
     OfficialCall,
+    Recording,
     check_fits,
     edited,
     true_lengths,
 )
 from latentloom.steering.inject import BlockEdits, TokenEdit
-from latentloom.steering.plan import Operation, Plan, Site
+from latentloom.steering.plan import Operation, Plan
 from latentloom.tensors import TextEmbeddings
 
 PLAN = "latentloom_plan"
@@ -44,31 +44,6 @@ _EDITS = "latentloom_edits"
 """Where this call's `transformer_options` carry its edits, and a block's context those of what attention returns."""
 _CACHES = ("enable_teacache", "enable_magcache", "enable_easycache")
 """Of the model: whether calls are skipped for what earlier ones gave. Nothing may be skipped or kept when recording."""
-
-
-@dataclass(frozen=True, eq=False)
-class Recording:
-    """Fills `values` with what blocks hold when the model runs, edits of the same call included.
-
-    Args:
-        blocks: which; at hidden states these are their inputs.
-        site: hidden states or what cross-attention returns.
-        progress: share of the schedule that plans are told; None for what the call says.
-        values: by block, on the CPU; of several calls the first counts.
-    """
-
-    blocks: Collection[int]
-    site: Site = "hidden_states"
-    progress: float | None = None
-    values: dict[int, Tensor] = field(default_factory=dict)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Recording:
-        return self  # the sampler copies options deeply, and its run shall fill this one
-
-    def keep(self, block: int, values: Tensor) -> None:
-        """Record, if these are asked for."""
-        if block in self.blocks and block not in self.values:
-            self.values[block] = values.detach().to("cpu", copy=True)
 
 
 @runtime_checkable
@@ -108,6 +83,19 @@ def install(patcher: Patcher, plan: Plan, listen: Listener | None = None) -> Pat
     attach(model)
     carried = {**options, PLAN: CarriedPlan(plan, listeners)}
     clone.model_options = {**clone.model_options, "transformer_options": carried}
+    return clone
+
+
+def record(patcher: Patcher, recording: Recording) -> Patcher:
+    """A clone whose runs fill the recording, edits of its own plans included; the patcher stays as it is.
+
+    Raises:
+        ConfigError: the model's version hands no options to its blocks.
+    """
+    clone = patcher.clone()
+    attach(clone.model.diffusion_model)
+    options = {**clone.model_options.get("transformer_options", {}), RECORDING: recording}
+    clone.model_options = {**clone.model_options, "transformer_options": options}
     return clone
 
 
