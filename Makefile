@@ -3,8 +3,14 @@
 #   PYTHON=python3.12            another interpreter for .venv
 #   PIP_OPTIONS="--index-url …"  anything pip should know, such as an index with torch wheels for your GPU
 
+#   COMFYUI_PATH=../ComfyUI      a checkout for make test-comfy; WANVIDEOWRAPPER_PATH, if it is not in its custom_nodes
+#   COMFYUI_PYTHON=…             the Python that starts it, if it is not in the checkout's .venv
+
 PYTHON ?= python3
 PIP_OPTIONS ?=
+COMFYUI_PATH ?=
+COMFYUI_PYTHON ?= $(or $(wildcard $(COMFYUI_PATH)/.venv/bin/python),python3)
+LEAST_NODE := 20
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,11 +21,18 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZ
 # A file of tests stays in one process, which loads MicroWan and its like once.
 IN_PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: setup demo test test-all check docs clean help
+# Says what is missing, or nothing.
+NODE_LACKS = $(shell command -v node >/dev/null || { echo "node is not installed"; exit; }; \
+  node -e 'process.exit(Number(parseInt(process.versions.node) < $(LEAST_NODE)))' || echo "node is $$(node --version)")
+
+.PHONY: setup demo test test-all test-web test-web-if-possible test-comfy comfyui-checkout comfy-pages check docs clean help
 
 help:
 	@echo "make demo      the main job: reports/demo/report.html"
 	@echo "make test      the test suite (make test-all: the slow ones too)"
+	@echo "make test-web  the tests of ComfyUI's page alone (make test runs them too, where node is installed)"
+	@echo "make test-comfy  the nodes in a real ComfyUI: COMFYUI_PATH=…"
+	@echo "make comfy-pages  the nodes' help pages and texts, after a node changed"
 	@echo "make check     ruff, pyright, import-linter, codespell, docs"
 	@echo "make docs      the documentation in site/"
 	@echo "make setup     .venv with the pinned versions (the others call it)"
@@ -30,11 +43,32 @@ setup: $(STAMP)
 demo: setup
 	$(BIN)/latentloom demo --out reports/demo
 
-test: setup
-	$(ONE_THREAD) $(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow"
+test: setup test-web-if-possible
+	$(ONE_THREAD) $(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow and not comfy"
 
-test-all: setup
-	$(ONE_THREAD) $(BIN)/python -m pytest $(IN_PARALLEL)
+test-all: setup test-web-if-possible
+	$(ONE_THREAD) $(BIN)/python -m pytest $(IN_PARALLEL) -m "not comfy"
+
+test-web:
+	@lacks="$(NODE_LACKS)"; test -z "$$lacks" || { \
+	  echo "$$lacks; Node.js $(LEAST_NODE) or newer is needed: https://nodejs.org" >&2; exit 2; }
+	node --test tests/web/
+
+test-web-if-possible:
+	@lacks="$(NODE_LACKS)"; if test -z "$$lacks"; then node --test --test-reporter=dot tests/web/; \
+	  else echo "skipped the tests of ComfyUI's page: $$lacks; Node.js $(LEAST_NODE) or newer runs them"; fi
+
+test-comfy: comfyui-checkout setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[dev,comfy-test]'
+	$(ONE_THREAD) COMFYUI_PATH="$(COMFYUI_PATH)" COMFYUI_PYTHON="$(COMFYUI_PYTHON)" \
+	  $(BIN)/python -m pytest tests/comfy_server
+
+comfyui-checkout:
+	@test -f "$(COMFYUI_PATH)/main.py" || { \
+	  echo "COMFYUI_PATH is '$(COMFYUI_PATH)'; give a checkout of ComfyUI: make test-comfy COMFYUI_PATH=../ComfyUI" >&2; exit 2; }
+
+comfy-pages: setup
+	$(BIN)/python -m latentloom.comfy.pages
 
 check: setup
 	$(BIN)/ruff check .
