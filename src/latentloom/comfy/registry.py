@@ -7,7 +7,9 @@ from latentloom.comfy.nodes import (
     control,
     database,
     delta,
+    latent,
     micro_wan,
+    projected,
     strengths,
     viewing,
 )
@@ -15,6 +17,8 @@ from latentloom.comfy.schema import Node
 
 NODES: tuple[Node, ...] = (
     *activation.NODES,
+    *projected.NODES,
+    *latent.NODES,
     *strengths.NODES,
     *control.NODES,
     *delta.NODES,
