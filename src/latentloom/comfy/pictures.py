@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = "viridis"
+MOST_APART = 64
+"""Tokens that can still be told from each other in a plot; with more, lines and gaps between them only blur it."""
 
 
 def figure_picture(figure: "Figure") -> Float[Tensor, "H W 3"]:
@@ -43,8 +45,10 @@ def draw_tokens(tokens: Float[Tensor, "L D"], title: str) -> "Figure":
     places, shares = principal_plane(tokens)
     _draw_plane(plane, places, shares)
     order = range(len(tokens))
-    bars.bar(order, tokens.float().norm(dim=1).tolist(), color=_colours(len(tokens)), width=1.0)
+    width = 0.8 if len(tokens) <= MOST_APART else 1.0
+    bars.bar(order, tokens.float().norm(dim=1).tolist(), color=_colours(len(tokens)), width=width)
     bars.set(title="norm of each token", xlabel="token", ylabel="L2 norm", xlim=(-0.5, max(len(tokens), 1) - 0.5))
+    bars.margins(y=0.1)
     bars.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -74,15 +78,21 @@ def principal_plane(tokens: Float[Tensor, "L D"]) -> tuple[Float[Tensor, "L 2"],
 
 
 def _draw_plane(axes: "Axes", places: Float[Tensor, "L 2"], shares: tuple[float, float]) -> None:
+    from matplotlib.patheffects import withStroke
     from matplotlib.ticker import MaxNLocator
 
     x, y = places.T.tolist()
-    axes.plot(x, y, color="0.8", linewidth=0.8, zorder=1)
-    points = axes.scatter(x, y, c=list(range(len(x))), cmap=COLOURS, s=28, zorder=2)
+    few = len(x) <= MOST_APART
+    if few:
+        axes.plot(x, y, color="0.85", linewidth=0.7, zorder=1)
+    points = axes.scatter(
+        x, y, c=list(range(len(x))), cmap=COLOURS, s=36 if few else 14, edgecolors="white", linewidths=0.4, zorder=2
+    )
     if x:
         axes.figure.colorbar(points, ax=axes, label="token", shrink=0.8, ticks=MaxNLocator(integer=True))
         for place, name in ((0, "first"), (len(x) - 1, "last")):
-            axes.annotate(name, (x[place], y[place]), xytext=(5, 5), textcoords="offset points", fontsize=8)
+            label = axes.annotate(name, (x[place], y[place]), xytext=(6, 6), textcoords="offset points", fontsize=9)
+            label.set_path_effects([withStroke(linewidth=3, foreground="white")])
     axes.set(
         title="tokens in their principal plane",
         xlabel=f"component 1 ({shares[0]:.0%} of variance)",

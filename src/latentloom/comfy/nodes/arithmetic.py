@@ -33,6 +33,8 @@ OPERATIONS: dict[str, Callable[..., Combined]] = {
     "normalize": normalize,
 }
 ALL_STEPS = -1
+FRAMES_PER_STEP = 4
+"""Of one latent frame: WanVideoWrapper gives each of several prompts at least one."""
 MIDDLE = 2
 """Of the five steps that the interpolation has at first."""
 
@@ -110,6 +112,8 @@ def interpolate_texts(
     chosen = made.embeddings if position == ALL_STEPS else made.embeddings[slice(position, None, steps)]
     which = f"all {steps} steps" if position == ALL_STEPS else f"step {position} of 0 to {steps - 1}"
     lines = [f"{method}, {which}", *_account(operands, Combined(chosen, made.alignment))]
+    if len(chosen) > 1 and not isinstance(start_embeds, list):
+        lines.append(f"spread over the clip, which needs {FRAMES_PER_STEP * (len(chosen) - 1) + 1} frames or more")
     if store_in_db:
         settings = {"steps": steps, "method": method, "include_endpoints": include_endpoints}
         lines.append(record_operation(host, "interpolate", operands, made.embeddings, settings, seconds))
@@ -281,10 +285,10 @@ With `position` at 0 or above the output is one prompt, for any sampler: a mixtu
 With -1 it is all steps, and what becomes of them depends on the host:
 
 - WanVideoWrapper (where -1 is the default) gives each part of the clip its own step, in order, or each context window
-  if there are any. It needs as many latent frames as steps: a clip of F frames has (F - 1) / 4 + 1, so 81 frames take
-  up to 20 steps, 9 frames up to 3.
-- ComfyUI's own sampler gives each clip of a batch its own step: set the latent's `batch_size` to `steps`. A single clip
-  is that of the first step.
+  if there are any. Without windows the clip needs a latent frame per step, 4 x steps - 3 frames: 17 for 5 steps. If it
+  has fewer, the sampler stops with "upper bound and lower bound inconsistent"; take fewer steps, or one position.
+- ComfyUI's own sampler gives each clip of a batch its own step: set the latent's `batch_size` to `steps`, and let
+  Latent Batch Seed Behavior (`fixed`) give all clips the same noise. A single clip is that of the first step.
 
 `spherical` keeps tokens at full length on the way. `cubic` between two prompts is the straight line, walked slowly at
 both ends. Without endpoints all steps lie between the two prompts.
@@ -326,7 +330,8 @@ mostly differ by more than 100 %, so that the default of 60 changes only those t
 
 `info` also has a figure that is often quoted, the share of values that differ by more than 0.01; it says more about
 the scale of the numbers and, over 512 rows, about the length of the prompts than about their meaning. What a mode
-cannot reach is an error that names the most it can. Prompts pushed far away mean less to the model: try 120 to 150.
+cannot reach is an error that names the most it can (1 is 100 %). Prompts pushed far away mean less to the model: try
+120 to 150.
 """,
 )
 
