@@ -10,6 +10,12 @@ from latentloom.steering.blocks import picture
 
 OPERATIONS = "operations"
 """Where a record may list its operations as `describe_operations` gives them; else one per site is meant."""
+INJECTIONS = {
+    "context": "injection into the context",
+    "hidden_states": "injection into hidden states",
+    "both": "injection into the context and hidden states",
+}
+"""An editor's injection mode, in words; records of other nodes have words of their own."""
 State = Literal["active", "not active", "pattern"]
 
 
@@ -91,8 +97,9 @@ def _operations_of(record: Mapping[str, Any], left: Sequence[Operation]) -> list
 
 def _from_record(record: Mapping[str, Any], is_active: bool) -> Edit:
     start, end = record.get("window", (0.0, 1.0))
+    mode = str(record.get("mode", "an edit"))
     return Edit(
-        what=str(record.get("mode", "an edit")),
+        what=INJECTIONS.get(mode, mode),
         strengths=tuple(float(strength) for strength in record.get("strengths", ())),
         side=str(record.get("side", "cond")),
         window=(float(start), float(end)),

@@ -39,12 +39,12 @@ def analyse(strengths: Sequence[float]) -> list[str]:
 
 
 def detect(strengths: Sequence[float]) -> str:
-    """The pattern's name: which blocks, and `ramp up` or `ramp down` where their strengths rise or fall."""
+    """The pattern's name: which blocks, and `ramp up`, `ramp down` or `peak` where their strengths rise or fall."""
     num_blocks = len(strengths)
     active = [block for block, strength in enumerate(strengths) if strength]
     names = [name for preset, name in NAMES.items() if list(PRESETS[preset](num_blocks)) == active]
     where = names[0] if names else _spacing(active)
-    slope = _slope([strengths[block] for block in active])
+    slope = _slope([abs(strengths[block]) for block in active])
     return f"{where}, {slope}" if slope else where
 
 
@@ -70,9 +70,17 @@ def _slope(values: Sequence[float]) -> str:
     pairs = list(pairwise(values))
     if not pairs or len(set(values)) == 1:
         return ""
-    if all(after >= before for before, after in pairs):
+    rises, falls = ([_is_ascending(pair, sign) for pair in pairs] for sign in (1, -1))
+    top = max(range(len(values)), key=lambda place: values[place])
+    if all(rises):
         return "ramp up"
-    return "ramp down" if all(after <= before for before, after in pairs) else "uneven"
+    if all(falls):
+        return "ramp down"
+    return "peak" if all(rises[:top]) and all(falls[top:]) else "uneven"
+
+
+def _is_ascending(pair: tuple[float, float], sign: int) -> bool:
+    return sign * pair[0] <= sign * pair[1]
 
 
 def _count(active: Sequence[int], preset: str, num_blocks: int) -> str:

@@ -42,26 +42,34 @@ def plot_edits(edits: Sequence[Edit]) -> Figure:
     Args:
         edits: at least one.
     """
-    figure = Figure(figsize=(WIDTH, 0.7 + 2.2 * len(edits)), dpi=100, layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.4 + 2.1 * len(edits)), dpi=100, layout="constrained")
     panels = figure.subplots(len(edits), 1, squeeze=False)[:, 0]
-    top = max(1.0, *(abs(strength) for edit in edits for strength in edit.strengths))
-    signed = any(strength < 0 for edit in edits for strength in edit.strengths)
-    scale = Normalize(-top if signed else 0, top)
-    colours = "RdBu_r" if signed else "Blues"
-    at = (np.arange(STEPS) + 0.5) / STEPS
     for axes, edit in zip(panels, edits, strict=True):
-        acts = (at >= edit.window[0]) & (at <= edit.window[1]) & (edit.state != "not active")
-        values = np.array(edit.strengths)[:, None] * acts
-        num_blocks = len(edit.strengths)
-        axes.imshow(
-            values, cmap=colours, norm=scale, aspect="auto", origin="lower", extent=(0, 100, -0.5, num_blocks - 0.5)
-        )
-        axes.set_title(f"{edit.what}: {edit.state}", fontsize=10)
-        axes.set_ylabel("block")
-        _mark_blocks(axes, num_blocks, along_y=True)
+        _draw_edit(axes, edit)
     panels[-1].set_xlabel("percent of the schedule: noise at 0, the clip at 100")
-    figure.colorbar(ScalarMappable(scale, colours), ax=panels.tolist(), label="strength", shrink=0.9)
     return figure
+
+
+def _draw_edit(axes: Axes, edit: Edit) -> None:
+    """One map with a scale of its own: a vector's strength of 4 would leave nothing of an injection's 0.5."""
+    at = (np.arange(STEPS) + 0.5) / STEPS
+    acts = (at >= edit.window[0]) & (at <= edit.window[1]) & (edit.state != "not active")
+    strengths, num_blocks = np.array(edit.strengths), len(edit.strengths)
+    top, is_signed = max(1.0, float(np.abs(strengths).max())), bool((strengths < 0).any())
+    scale = Normalize(-top if is_signed else 0, top)
+    colours = "RdBu_r" if is_signed else "Blues"
+    values = np.where(strengths[:, None] * acts == 0, np.nan, strengths[:, None] * acts)
+    axes.set_facecolor("0.93")
+    extent = (0, 100, -0.5, num_blocks - 0.5)
+    axes.imshow(values, cmap=colours, norm=scale, aspect="auto", origin="lower", extent=extent)
+    axes.hlines(np.arange(num_blocks - 1) + 0.5, 0, 100, colors="white", linewidth=0.8)
+    side = "" if edit.state == "pattern" else f", side {edit.side}"
+    axes.set_title(f"{edit.what}{side}: {edit.state}", fontsize=10)
+    axes.set_ylabel("block")
+    _mark_blocks(axes, num_blocks, along_y=True)
+    figure = axes.get_figure()
+    if figure is not None:
+        figure.colorbar(ScalarMappable(scale, colours), ax=axes, label="strength")
 
 
 def plot_differences(places: Sequence[Apart]) -> Figure:

@@ -1,6 +1,7 @@
 """A strength of its own for every block."""
 
 from latentloom.comfy.curves import BACKGROUND, BELLS, SHAPES, CurveSettings, build_curve, read_points
+from latentloom.comfy.pattern_text import ranges
 from latentloom.comfy.patterns import MOST_BLOCKS, BlockStrengths
 from latentloom.comfy.pictures import figure_picture
 from latentloom.comfy.schema import Node, Output, Shown, Widget
@@ -30,7 +31,7 @@ def build_strengths(
     text = describe(pattern, strengths)
     if unused:
         why = f"the model has {num_blocks} blocks" if pattern == "custom" else f"pattern {pattern} does not read them"
-        text += f"\nnot used: the strengths of blocks {', '.join(map(str, unused))}; {why}"
+        text += f"\nnot used: the strengths of blocks {ranges(unused)}; {why}"
     if curve.strip() and pattern != "curve":
         text += f"\nnot used: the drawn curve; pattern {pattern} does not read it"
     return Shown((strengths, text), text, (figure_picture(plot_strengths(strengths, pattern)),))
