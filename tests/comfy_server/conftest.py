@@ -19,6 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "comfy: needs a real ComfyUI; `make test-comfy` runs them")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the choice by markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Every test here is of the layer that `make test-comfy` runs."""
     for item in items:
