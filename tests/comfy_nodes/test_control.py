@@ -13,7 +13,7 @@ from latentloom.comfy.nodes.control import control_files_state, control_names
 from latentloom.errors import ConfigError
 from latentloom.micro.attributes import COLOURS
 from latentloom.micro.steering_control import set_value
-from latentloom.steering import ControlVector, load_control, save_control
+from latentloom.steering import ControlVector, save_control
 
 LOADER, COMBINE, APPLY = (
     "LatentLoomControlVectorLoader",
@@ -50,7 +50,7 @@ def test_files_of_the_models_folder_are_found_and_grouped(rig, comfyui):
     assert len(rig.run(LOADER, name="mine/tone_*")[0]) == 2  # one per stem
     assert torch.equal(rig.run(LOADER, name="mine/tone_light.gguf")[0][0].directions, red.directions)
     shutil.rmtree(folder)
-    with pytest.raises(ConfigError, match="there is no file 'mine/tone_dark.gguf'; put it into ComfyUI/models"):
+    with pytest.raises(ConfigError, match=r"there is no file 'mine/tone_dark.gguf'; put it into ComfyUI/models"):
         rig.run(LOADER, name="mine/tone_dark.gguf")
 
 
@@ -100,9 +100,9 @@ def test_a_vectors_own_windows_are_narrowed(rig):
     plan = plan_of(model)
     assert plan is not None
     assert plan.operations[0].window == (0.25, 0.5)
-    with pytest.raises(ConfigError, match="acts from 0 to 0.5 of the schedule, not from 0.6 to 1"):
+    with pytest.raises(ConfigError, match=r"acts from 0 to 0.5 of the schedule, not from 0.6 to 1"):
         rig.run(APPLY, model=rig.model(), control_vector=(early,), start_percent=0.6)
-    with pytest.raises(ConfigError, match="start_percent 0.6 is not below end_percent 0.6"):
+    with pytest.raises(ConfigError, match=r"start_percent 0.6 is not below end_percent 0.6"):
         rig.run(APPLY, model=rig.model(), control_vector=(early,), start_percent=0.6, end_percent=0.6)
 
 
