@@ -9,6 +9,7 @@ import pytest
 
 if TYPE_CHECKING:
     from comfy_server.api import Client
+    from comfy_server.graphs import HostName
     from comfy_server.server import Server
 
 FOLDER = Path(__file__).parent
@@ -51,6 +52,14 @@ def client(server: "Server") -> "Client":
     from comfy_server.api import Client
 
     return Client(server)
+
+
+@pytest.fixture(scope="module", params=["native", "wrapper"])
+def host(request: pytest.FixtureRequest, server: "Server") -> "HostName":
+    """Each host in turn."""
+    if request.param == "wrapper" and not server.has_wrapper:
+        pytest.skip("ComfyUI-WanVideoWrapper is not in custom_nodes; set WANVIDEOWRAPPER_PATH to its folder")
+    return request.param
 
 
 @pytest.hookimpl(wrapper=True)
