@@ -25,6 +25,8 @@ EXAMPLE = Node(
         Socket("model", "HOST_MODEL", "A model.", optional=True),
         *(Widget(f"block_{block}", False, f"Whether block {block} is on.") for block in range(3)),
         Widget("strength", 0.5, "A share | part.", low=0, high=1, step=0.05),
+        Widget("pattern", "0" * 40, "Digits."),
+        Widget("mode", "b", "A choice.", options=("a", "b")),
         Widget("name", "", "A file.", options=lambda: ["mine.safetensors"]),
     ),
     outputs=(Output("model", "HOST_MODEL", "The same {model}."),),
@@ -61,10 +63,13 @@ def test_a_page_shows_inputs_outputs_notes_and_the_twin():
     page = help_page(wrapper, (wrapper, native))
     rows = LINE.findall(page)
     assert rows[0] == "# Example (WanVideoWrapper)"
-    assert "| `model` | `WANVIDEOMODEL` |  |  | A model. Optional. |" in rows
-    assert "| `block_0` to `block_2` | `BOOLEAN` | off |  | Whether block 0 to 2 is on. |" in rows
-    assert "| `strength` | `FLOAT` | `0.5` | 0 to 1, step 0.05 | A share \\| part. |" in rows
-    assert "| `name` | `COMBO` |  |  | A file. |" in rows
+    assert "- **model** (WANVIDEOMODEL, optional): A model." in rows
+    assert "- **block_0** to **block_2** (BOOLEAN, default off): Whether block 0 to 2 is on." in rows
+    assert "- **strength** (FLOAT, 0 to 1, step 0.05, default 0.5): A share | part." in rows
+    assert "- **pattern** (STRING, default 40 times 0): Digits." in rows
+    assert "- **mode** (COMBO, one of a, b, default b): A choice." in rows
+    assert "- **name** (COMBO): A file." in rows
+    assert "- **model** (WANVIDEOMODEL): The same {model}." in rows
     assert "Look out." in rows
     assert rows[-1].endswith("there is **Example** (`LatentLoomExample`).")
 

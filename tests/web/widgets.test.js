@@ -4,7 +4,7 @@ import { test } from "node:test";
 import { activeBlocks } from "../../web/js/activation_builder.js";
 import { gridHeight } from "../../web/js/block_grid.js";
 import { curveInput } from "../../web/js/strength_builder.js";
-import { textHeight, textWidth } from "../../web/js/text_display.js";
+import { pictureHeight, textHeight, textWidth } from "../../web/js/text_display.js";
 import { hasSwitch, switchTitle, tellInTitle } from "../../web/js/titles.js";
 import { chain, isLinked, setHidden } from "../../web/js/widgets.js";
 
@@ -76,8 +76,17 @@ test("the node that asks for a drawn curve is found by its input", () => {
   assert.equal(curveInput({ input: { required: { model: ["MODEL"] } } }), undefined);
 });
 
-test("a text gets the room it needs, and scrolls beyond", () => {
-  assert.equal(textHeight("a\nb") - textHeight("a"), 14);
-  assert.equal(textHeight("a\n".repeat(99)), textHeight("a\n".repeat(999)));
+test("a text gets the room it needs, and long lines break", () => {
+  assert.equal(textHeight("a\nb", 400) - textHeight("a", 400), 14);
+  assert.ok(textHeight("a".repeat(200), 400) > textHeight("a".repeat(200), 800));
+  const lines = (text) => (textHeight(text, 117) - textHeight("a", 117)) / 14 + 1; // ten letters to a line
+  assert.deepEqual(["", "aaaa bbbb", "aaaa bbbbbb", "a b c d e f g", "  aaaaaaaaaaaa"].map(lines), [1, 1, 2, 2, 3]);
   assert.ok(textWidth("a".repeat(60)) > textWidth("a"));
+  assert.equal(textWidth("a".repeat(999)), textWidth("a".repeat(9999)));
+});
+
+test("a picture gets the height that its shape asks for, within bounds", () => {
+  assert.equal(pictureHeight({ naturalWidth: 800, naturalHeight: 600 }, 400), 300);
+  assert.equal(pictureHeight({ naturalWidth: 800, naturalHeight: 8 }, 400), 220);
+  assert.equal(pictureHeight({ naturalWidth: 8, naturalHeight: 800 }, 400), 380);
 });

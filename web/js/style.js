@@ -18,7 +18,7 @@ const RULES = `
 .latentloom-plot.bars svg, .latentloom-plot.curve svg { cursor: crosshair; }
 .latentloom-plot circle:focus-visible, .latentloom-plot rect:focus-visible { outline: none; stroke: #fff; stroke-width: 2; }
 .latentloom-plot .note { position: absolute; inset: 3px 9px auto; overflow: hidden; color: var(--descrip-text); font: 11px/1.2 Arial, sans-serif; white-space: nowrap; text-overflow: ellipsis; pointer-events: none; }
-.latentloom-text { box-sizing: border-box; resize: none; padding: 4px 6px; border: 1px solid var(--border-color); border-radius: 6px; background: var(--comfy-input-bg); color: var(--input-text); font: 11px/14px "DejaVu Sans Mono", Menlo, Consolas, monospace; white-space: pre; overflow: auto; }
+.latentloom-text { box-sizing: border-box; resize: none; padding: 4px 6px; border: 1px solid var(--border-color); border-radius: 6px; background: var(--comfy-input-bg); color: var(--input-text); font: 11px/14px "DejaVu Sans Mono", Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; overflow: auto; }
 `;
 
 /** Add the style to the page, once. */

@@ -26,9 +26,9 @@ export function setHidden(widget, hidden) {
 /**
  * Put an element on a node, after all widgets that are saved, as a gap among them would shift the saved values.
  *
- * height() is asked for as often as ComfyUI lays the node out. The element leaves zooming and panning to the graph.
+ * height() and mostHeight() are asked for as often as ComfyUI lays the node out. The element leaves zooming and panning to the graph.
  */
-export function addElement(app, node, name, element, { height, grows = false }) {
+export function addElement(app, node, name, element, { height, mostHeight = height }) {
   const widget = node.addDOMWidget(name, "latentloom", element, {
     serialize: false, // in what is queued
     hideOnZoom: false,
@@ -36,7 +36,7 @@ export function addElement(app, node, name, element, { height, grows = false }) 
     getValue: () => "",
     setValue: () => {},
     getMinHeight: () => height() + 2 * MARGIN,
-    ...(grows ? {} : { getMaxHeight: () => height() + 2 * MARGIN }),
+    getMaxHeight: () => mostHeight() + 2 * MARGIN,
   });
   widget.serialize = false; // in what is saved
   leaveToGraph(app, element);

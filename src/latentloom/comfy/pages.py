@@ -22,6 +22,7 @@ MOST_BLOCKS = 48
 #: Shapes of strengths that `web/` draws without asking; random numbers it leaves to Python.
 DRAWN = tuple(shape for shape in SHAPES if shape != "random")
 DEPTHS = (1, 2, 6, 30)
+LONGEST_DEFAULT = 20
 #: Characters that the page's translations would take for their own syntax.
 SYNTAX = re.compile(r"[{}@|$]")
 
@@ -53,10 +54,10 @@ def help_page(node: Node, nodes: Iterable[Node]) -> str:
     """A node's help, as Markdown."""
     parts = [f"# {node.name}", node.description]
     if node.inputs:
-        parts += ["## Inputs", _table(("Input", "Type", "Default", "Range", "Meaning"), _input_rows(node.inputs))]
+        parts += ["## Inputs", "\n".join(_input_lines(node.inputs))]
     if node.outputs:
-        rows = [(f"`{output.name}`", f"`{output.type}`", output.tooltip) for output in node.outputs]
-        parts += ["## Outputs", _table(("Output", "Type", "Meaning"), rows)]
+        lines = [f"- **{output.name}** ({output.type}): {output.tooltip}" for output in node.outputs]
+        parts += ["## Outputs", "\n".join(lines)]
     if node.help:
         parts += ["## Notes", node.help.strip()]
     other = twin(node, nodes)
@@ -137,13 +138,17 @@ def _said(text: str) -> str:
     return SYNTAX.sub(lambda found: f"{{'{found[0]}'}}", text)
 
 
-def _input_rows(inputs: Iterable[Socket | Widget]) -> Iterator[tuple[str, ...]]:
-    """A row per input; inputs that differ in their number alone share one."""
+def _input_lines(inputs: Iterable[Socket | Widget]) -> Iterator[str]:
+    """A line per input; inputs that differ in their number alone share one.
+
+    Not a table: the panel that shows it is some thirty letters wide.
+    """
     for _, group in groupby(inputs, key=_without_numbers):
         alike = list(group)
         first, last = alike[0], alike[-1]
-        name = f"`{first.name}`" if first is last else f"`{first.name}` to `{last.name}`"
-        yield name, f"`{first.type}`", _default(first), _range(first), _meaning(first, last)
+        name = f"**{first.name}**" if first is last else f"**{first.name}** to **{last.name}**"
+        facts = ", ".join(fact for fact in (first.type, _range(first), _default(first)) if fact)
+        yield f"- {name} ({facts}): {_meaning(first, last)}"
 
 
 def _without_numbers(part: Socket | Widget) -> tuple[object, ...]:
@@ -158,15 +163,18 @@ def _meaning(first: Socket | Widget, last: Socket | Widget) -> str:
         for low, high in zip(*ends, strict=True):
             if low != high:
                 text = re.sub(rf"\b{low}\b", f"{low} to {high}", text, count=1)
-    return f"{text} Optional." if first.optional and isinstance(first, Socket) else text
+    return text
 
 
 def _default(part: Socket | Widget) -> str:
-    if isinstance(part, Socket) or part.linked or part.default == "":
+    if isinstance(part, Socket):
+        return "optional" if part.optional else ""
+    if part.linked or part.default == "":
         return ""
-    if isinstance(part.default, bool):
-        return "on" if part.default else "off"
-    return f"`{part.default}`"
+    value = ("off", "on")[part.default] if isinstance(part.default, bool) else str(part.default)
+    if len(value) > LONGEST_DEFAULT and len(set(value)) == 1:
+        value = f"{len(value)} times {value[0]}"
+    return f"default {value}"
 
 
 def _range(part: Socket | Widget) -> str:
@@ -174,7 +182,7 @@ def _range(part: Socket | Widget) -> str:
         return ""
     if part.type == "COMBO":
         # files come and go; the page names what is fixed
-        return "" if callable(part.options) else ", ".join(f"`{option}`" for option in part.options)
+        return "" if callable(part.options) else "one of " + ", ".join(part.options)
     if part.low is None and part.high is None:
         return ""
     step = f", step {part.step:g}" if part.step is not None else ""
@@ -183,14 +191,6 @@ def _range(part: Socket | Widget) -> str:
 
 def _number(value: float | None) -> str:
     return "any" if value is None else str(int(value)) if value == int(value) else f"{value:g}"
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A Markdown table, without the columns that are empty in every row."""
-    rows = list(rows)
-    kept = [column for column in range(len(head)) if any(row[column] for row in rows)]
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(line[column].replace("|", "\\|") for column in kept) + " |" for line in lines)
 
 
 def _json(content: object) -> str:
