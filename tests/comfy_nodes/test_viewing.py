@@ -3,14 +3,17 @@
 import pytest
 import torch
 from comfy_nodes.hosts import Rig, assert_same_state, state_of
+from steering.host_plans import TIMESTEP
 
 from latentloom.comfy.edits import Edit
+from latentloom.comfy.hosts import host_named
 from latentloom.comfy.hosts.host import CONFIG
+from latentloom.comfy.installed import plan_of, without_plan
 from latentloom.comfy.pictures import figure_picture
 from latentloom.comfy.plots import plot_edits
 from latentloom.errors import ConfigError
 from latentloom.steering import compare
-from latentloom.steering.hosts import wan_video_wrapper
+from latentloom.steering.hosts import comfy_native, wan_video_wrapper
 
 EDITOR, VIEWER, TESTER = "WanVideoActivationEditor", "WanVideoBlockActivationViewer", "WanVideoInjectionTester"
 APPLY, LOADER = "WanVideoControlVectorApply", "LatentLoomControlVectorLoader"
@@ -21,18 +24,6 @@ def edited(rig: Rig, model=None, **settings):
     settings = {"block_activations": "early_blocks", **settings}
     model = rig.model() if model is None else model
     return rig.run(EDITOR, model=model, text_embeds=rig.text(RED), injection_embeds=rig.text(GREEN), **settings)
-
-
-def without_plan(rig: Rig, model):
-    """What another node leaves that takes the plan off and knows nothing of the record."""
-    clone = model.clone()
-    if rig.host == "native":
-        clone.wrappers = {}
-    else:
-        options = dict(clone.model_options["transformer_options"])
-        del options[wan_video_wrapper.PLAN]
-        clone.model_options = {**clone.model_options, "transformer_options": options}
-    return clone
 
 
 def viewed(rig: Rig, **inputs) -> str:
@@ -66,7 +57,7 @@ def test_text_alone_without_the_picture(rig):
 
 
 def test_a_record_whose_plan_is_gone_is_not_active(rig):
-    text = viewed(rig, model=without_plan(rig, edited(rig)[0]))
+    text = viewed(rig, model=without_plan(edited(rig)[0]))
     assert text.startswith("Nothing is installed on this model: sampling with it is plain. 1 only written down")
     assert "injection into the context: not active" in text
 
@@ -142,7 +133,8 @@ def test_the_tester_reports_before_and_after_the_projection(rig):
     assert f"relative L2 {float(raw.figures.relative_l2):.3f}" in report
     assert f"padding, which is equal in any two prompts: {float(raw.diluted_share_changed):.1%}" in report
     assert "channels that differ most: " in report
-    assert report.endswith("Nothing is installed on this model: sampling with it is plain.")
+    assert "Nothing is installed on this model: sampling with it is plain." in report
+    assert report.endswith("Switch trial_run on to run the model once and see which blocks the edits change.")
     assert plot.shape[0] == 1
     assert plot.shape[-1] == 3
     assert len(shown["images"]) == 1
@@ -169,8 +161,6 @@ def test_a_projection_that_cannot_be_measured_leaves_the_rest(rig, monkeypatch):
     def refuse(self, model, text):
         raise ConfigError("the weights are elsewhere; load them")
 
-    from latentloom.comfy.hosts import host_named
-
     monkeypatch.setattr(type(host_named(rig.host)), "project", refuse)
     report, _ = rig.run(TESTER, model=rig.model(), text_embeds=rig.text(RED), injection_embeds=rig.text(GREEN))
     assert "not measured. the weights are elsewhere; load them" in report
@@ -181,3 +171,40 @@ def test_equal_prompts_have_nothing_to_inject(rig):
     report = rig.run(TESTER, model=edited(rig)[0], text_embeds=rig.text(RED), injection_embeds=rig.text(RED))[0]
     assert report.startswith("The prompts are equal")
     assert "injection into the context: active" in report
+
+
+@pytest.fixture
+def one_step(rig, monkeypatch):
+    """The host's sampler as one call of its stand-in."""
+
+    def run_once(self, model, text, clip, recording) -> float:
+        record = (comfy_native if rig.host == "native" else wan_video_wrapper).record
+        rig.predict(record(model, recording), text)
+        return TIMESTEP
+
+    monkeypatch.setattr(type(host_named(rig.host)), "_run_once", run_once)
+
+
+def trial_report(rig: Rig, model) -> str:
+    inputs = {"model": model, "text_embeds": rig.text(RED), "injection_embeds": rig.text(GREEN)}
+    return rig.run(TESTER, trial_run=True, **inputs)[0]
+
+
+@pytest.mark.usefixtures("one_step")
+def test_a_trial_run_shows_what_the_edits_change(rig):
+    model, _ = edited(rig, block_activations="2", injection_strength=1.0)
+    report = trial_report(rig, model)
+    assert "6 of 6 blocks called" in report
+    changes = report.split("by the edits by")[1].split()
+    assert changes[:6] == ["0:", "0.0%", "1:", "0.0%", "2:", "0.0%"]
+    assert float(changes[7].rstrip("%")) > 1
+    assert plan_of(without_plan(model)) is None
+    assert plan_of(model) is not None
+    assert trial_report(rig, model) == report
+
+
+@pytest.mark.usefixtures("one_step")
+def test_a_trial_run_says_when_nothing_acts(rig):
+    assert "no edit whose effect" in trial_report(rig, rig.model())
+    late, _ = edited(rig, side="uncond")
+    assert "what enters the blocks is the same with and without" in trial_report(rig, late)

@@ -10,10 +10,16 @@ from matplotlib.figure import Figure
 
 from latentloom.comfy.differences import Apart
 from latentloom.comfy.edits import Edit
+from latentloom.comfy.trial import Trial
 
 WIDTH = 7.2
 """Inches, at 100 dots each."""
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "0.55"  # of Okabe and Ito's colours, for people with any colour vision
+BLUE, ORANGE, GREEN, GREY = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "0.55",
+)  # of Okabe and Ito's colours, for people with any colour vision
 STEPS = 50
 """Columns of a map of the schedule."""
 
@@ -72,20 +78,34 @@ def _draw_edit(axes: Axes, edit: Edit) -> None:
         figure.colorbar(ScalarMappable(scale, colours), ax=axes, label="strength")
 
 
-def plot_differences(places: Sequence[Apart]) -> Figure:
+def plot_differences(places: Sequence[Apart], trial: Trial | None = None) -> Figure:
     """Two prompts at each place: how far apart per token, and how the difference spreads over channels.
 
     Args:
         places: the encoder's rows, and where they are known those after the projection.
+        trial: what edits changed in one step, below.
     """
-    figure = Figure(figsize=(WIDTH, 2.7 * len(places)), dpi=100, layout="constrained")
-    grid = figure.subplots(len(places), 2, squeeze=False)
+    changes = None if trial is None else trial.changes
+    num_rows = len(places) + (changes is not None)
+    figure = Figure(figsize=(WIDTH, 2.7 * num_rows), dpi=100, layout="constrained")
+    rows = figure.add_gridspec(num_rows, 2)
+    grid = [[figure.add_subplot(rows[row, column]) for column in range(2)] for row in range(len(places))]
+    if trial is not None and changes is not None:
+        _draw_trial(figure.add_subplot(rows[-1, :]), trial, changes)
     for (tokens, channels), apart, colour in zip(grid, places, (BLUE, ORANGE), strict=False):
         tokens.bar(range(len(apart.per_token)), apart.per_token.numpy(), color=colour, width=0.9)
         tokens.set_title(f"{apart.place}: per token", fontsize=10)
         tokens.set(xlabel="token", ylabel="difference / mean length")
         _draw_channels(channels, apart, colour)
     return figure
+
+
+def _draw_trial(axes: Axes, trial: Trial, changes: Sequence[float]) -> None:
+    axes.bar(trial.called, [100 * change for change in changes], color=GREEN, width=0.9)
+    axes.set_title(f"trial run at {trial.percent:.0%} of the schedule: what the edits change", fontsize=10)
+    axes.set(xlabel="block", ylabel="change of its input, %", xlim=(-0.7, trial.num_blocks - 0.3))
+    _mark_blocks(axes, trial.num_blocks)
+    _plain(axes)
 
 
 def _draw_channels(axes: Axes, apart: Apart, colour: str) -> None:

@@ -16,12 +16,14 @@ from latentloom.comfy.nodes.activation import LOW_DIFFERENCE
 from latentloom.comfy.patterns import strengths_for
 from latentloom.comfy.pictures import figure_picture
 from latentloom.comfy.schema import HOST_MODEL, HOST_TEXT, Node, Output, Shown, Socket, Widget, for_both_hosts
+from latentloom.comfy.trial import run_trial
 from latentloom.errors import ConfigError
 from latentloom.steering import compare
 from latentloom.steering.measure import THRESHOLD, Comparison
 from latentloom.tensors import TextEmbeddings
 from latentloom.wan.text_encoder import MAX_TOKENS
 
+NO_TRIAL = "Switch trial_run on to run the model once and see which blocks the edits change."
 NOTHING = "Nothing is installed on this model: sampling with it is plain."
 
 
@@ -45,7 +47,15 @@ def view_activations(
 
 
 @torch.no_grad()
-def inspect_injection(host: Host, model: Any, text_embeds: Any, injection_embeds: Any) -> Shown:
+def inspect_injection(
+    host: Host,
+    model: Any,
+    text_embeds: Any,
+    injection_embeds: Any,
+    trial_run: bool = False,
+    trial_seed: int = 0,
+    trial_percent: float = 0.5,
+) -> Shown:
     """How far two prompts are apart before and after the model's projection, and what is installed; and the plot."""
     from latentloom.comfy.plots import plot_differences  # matplotlib takes a while to import
 
@@ -67,7 +77,9 @@ def inspect_injection(host: Host, model: Any, text_embeds: Any, injection_embeds
     lines += ["", _headline(edits, host.sizes(model).num_blocks)]
     for edit in edits:
         lines += [f"  {line}" for line in edit.describe()[:2]]
-    picture = figure_picture(plot_differences(places))
+    trial = run_trial(host, model, text_embeds, trial_seed, trial_percent) if trial_run else None
+    lines += ["", *(trial.describe() if trial is not None else [NO_TRIAL])]
+    picture = figure_picture(plot_differences(places, trial))
     text = "\n".join(lines)
     return Shown((text, picture.unsqueeze(0)), text, (picture,))
 
@@ -176,6 +188,22 @@ TESTER = Node(
         Socket("model", HOST_MODEL, "The model that would be injected into; its weights are loaded to project with."),
         Socket("text_embeds", HOST_TEXT, "The prompt that is sampled."),
         Socket("injection_embeds", HOST_TEXT, "The prompt to inject."),
+        Widget(
+            "trial_run",
+            False,
+            "On: the model runs one step of a small clip with its edits and one without, to show what they change.",
+            optional=True,
+        ),
+        Widget("trial_seed", 0, "Of the noise of the trial run.", low=0, high=2**31 - 1, optional=True),
+        Widget(
+            "trial_percent",
+            0.5,
+            "Share of the schedule that lies behind in the trial run; an edit acts only within its window.",
+            low=0,
+            high=1,
+            step=0.01,
+            optional=True,
+        ),
     ),
     outputs=(
         Output("report", "STRING", "The figures as text."),
@@ -191,7 +219,9 @@ often quoted as loss in the projection: padding is equal in any two prompts, so 
 are.
 
 As a rule, 50 % (relative L2) or more shows in the clip. Below it, inject into more blocks, or use the Embedding
-Amplifier. The last lines say what the model carries; to see every call while it samples, set the editor's
+Amplifier. The last lines say what the model carries. With `trial_run`, the host's own sampler runs one step of
+a 9-frame clip of 128 x 128, once with the edits and once without: the report then shows that the blocks were
+called and how far each one's input moved. To see every call while a clip is sampled, set the editor's
 `log_level` to verbose.
 """,
 )
