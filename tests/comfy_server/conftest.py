@@ -15,11 +15,6 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Name the layer's marker."""
-    config.addinivalue_line("markers", "comfy: needs a real ComfyUI; `make test-comfy` runs them")
-
-
 @pytest.hookimpl(tryfirst=True)  # before the choice by markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Every test here is of the layer that `make test-comfy` runs."""
