@@ -162,6 +162,9 @@ def test_clean_vacuum_and_export(db, file, tmp_path, capsys):
     assert "1 embeddings" in said(capsys, "clean", "--older-than", "30d", "--dry-run")
     assert [entry["prompt"] for entry in asked(capsys, "clean", "--older-than", "30d")["removed"]] == [CIRCLE]
     assert asked(capsys, "clean", "--larger-than", "1MB", "--kind", "encoded")["removed"] == []
+    (kept,) = asked(capsys, "list")["embeddings"]
+    said(capsys, "get", kept["id"], "--out", tmp_path / "kept.safetensors")
+    assert asked(capsys, "clean", "--accessed-fewer-than", "1")["removed"] == []
     sizes = asked(capsys, "vacuum")
     assert sizes["after"] == db.stat().st_size
     exported = asked(capsys, "export", tmp_path / "parquet")
