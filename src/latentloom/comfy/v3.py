@@ -85,4 +85,5 @@ def _input(io: Any, part: Socket | Widget) -> Any:
 
 
 def _output(io: Any, output: Output) -> Any:
-    return io.Custom(output.type).Output(output.name, display_name=output.name, tooltip=output.tooltip)
+    # ids of their own: until the end of 2025 an output could not be called like an input
+    return io.Custom(output.type).Output(f"{output.name}_output", display_name=output.name, tooltip=output.tooltip)
