@@ -69,9 +69,14 @@ def _for_class(function: Any) -> Any:
 def _input(io: Any, part: Socket | Widget) -> Any:
     if isinstance(part, Socket):
         return io.Custom(part.type).Input(part.name, optional=part.optional, tooltip=part.tooltip)
-    options: dict[str, Any] = {"default": part.default, "tooltip": part.tooltip, "optional": part.optional}
+    made = _widget(io, part)
     if part.kind:
-        options["extra_dict"] = {"latentloom": part.kind}
+        made.extra_dict = {"latentloom": part.kind}  # no argument of all inputs until November 2025
+    return made
+
+
+def _widget(io: Any, part: Widget) -> Any:
+    options: dict[str, Any] = {"default": part.default, "tooltip": part.tooltip, "optional": part.optional}
     if part.type == "COMBO":
         return io.Combo.Input(part.name, options=part.choices(), **options)
     if part.linked:
