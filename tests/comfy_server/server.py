@@ -92,12 +92,19 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
+def _check_packs(server: Server) -> None:
+    """Return if ComfyUI took every node pack; it starts without those that it cannot take."""
+    lines = server.log.read_text(errors="replace").splitlines()
+    if any("IMPORT FAILED" in line for line in lines):
+        raise RuntimeError("ComfyUI could not take a node pack; its log:\n" + "\n".join(lines[-2 * SHOWN_LINES :]))
+
+
 def _wait_for(server: Server, process: subprocess.Popen[bytes]) -> None:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and process.poll() is None:
         try:
             with urlopen(f"{server.url}/system_stats", timeout=5):
-                return
+                return _check_packs(server)
         except (URLError, ConnectionError, TimeoutError):
             time.sleep(0.5)
     raise RuntimeError(f"ComfyUI did not start within {START_SECONDS} s; its log ends so:\n{server.log_tail()}")
