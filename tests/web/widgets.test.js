@@ -60,10 +60,16 @@ test("a chained method keeps what was there, and its result", () => {
   assert.deepEqual(calls, ["before 1", "after 1"]);
 });
 
-test("a hidden widget is hidden in both ways of drawing nodes", () => {
-  const widget = {};
+test("a hidden widget is hidden in every way of drawing nodes, takes no room, and comes back as it was", () => {
+  const size = () => [10, 20];
+  const widget = { computeSize: size };
   setHidden(widget, true);
-  assert.deepEqual(widget, { hidden: true, options: { hidden: true } });
+  setHidden(widget, true);
+  assert.equal(widget.hidden && widget.options.hidden, true);
+  assert.equal(widget.computeSize()[1] + 4, 0);
+  setHidden(widget, false);
+  assert.equal(widget.hidden || widget.options.hidden, false);
+  assert.equal(widget.computeSize, size);
 });
 
 test("a widget is linked where its input has a link", () => {

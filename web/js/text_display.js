@@ -57,6 +57,9 @@ export function showText(app, nodeType) {
     if (text !== undefined && !widgetNamed(this, NAME)) show(app, this, text);
     makeRoomForPicture(this);
   });
+  chain(nodeType.prototype, "onResize", function () {
+    keepRoomForText(this);
+  });
 }
 
 function show(app, node, message) {
@@ -64,9 +67,15 @@ function show(app, node, message) {
   const text = [message].flat().join("\n");
   const widget = widgetNamed(node, NAME) ?? addText(app, node);
   widget.element.value = text;
-  widget.element.style.minHeight = `${leastHeight(text, node.size[0])}px`;
   setHidden(widget, text === "");
   grow(node, textWidth(text));
+  keepRoomForText(node);
+}
+
+/** For the drawing of nodes that goes by the elements' own sizes. */
+function keepRoomForText(node) {
+  const element = widgetNamed(node, NAME)?.element;
+  if (element) element.style.minHeight = `${leastHeight(element.value, node.size[0])}px`;
 }
 
 function addText(app, node) {

@@ -21,7 +21,18 @@ export const isLinked = (node, name) => node.inputs?.some((input) => input.widge
 export function setHidden(widget, hidden) {
   widget.hidden = hidden;
   (widget.options ??= {}).hidden = hidden; // which ComfyUI's newer drawing of nodes reads
+  if (hidden === (widget.computeSize === noSize)) return;
+  // before version 1.28 or so of its page, ComfyUI kept room for what is hidden
+  if (hidden) {
+    widget.latentloomSize = widget.computeSize;
+    widget.computeSize = noSize;
+  } else {
+    widget.computeSize = widget.latentloomSize;
+  }
 }
+
+const GAP = 4; // below every widget
+const noSize = () => [0, -GAP];
 
 /**
  * Put an element on a node, after all widgets that are saved, as a gap among them would shift the saved values.
