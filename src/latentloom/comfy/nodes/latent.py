@@ -269,7 +269,7 @@ Takes two recordings of the Latent Encoder and lets the chosen blocks of every s
 
 - `difference` adds injected minus main, token by token: the noise, which both share, cancels out. It sets a trait and
   keeps the rest: on MicroWan blocks 1-3 at 0.5 change the motion as asked in 95 % of clips and keep 95 % of the rest.
-- `blend` moves the blocks' input towards the recording itself. It is for prompts that differ in nearly everything, where
+- `blend` moves the blocks' input towards the recording itself. It is for prompts that differ in nearly all, where
   adding breaks the clip, and needs all blocks but the first, at 1: 67 % of traits follow.
 - Strength adds up from block to block: start with few blocks at 0.5, then add later blocks rather than strength.
 - Block 0 is given no text yet, so with `difference` it changes nothing. Only recorded blocks can be chosen.
