@@ -71,7 +71,7 @@ def _input(io: Any, part: Socket | Widget) -> Any:
         return io.Custom(part.type).Input(part.name, optional=part.optional, tooltip=part.tooltip)
     made = _widget(io, part)
     if part.kind:
-        made.extra_dict = {"latentloom": part.kind}  # no argument of all inputs until November 2025
+        made.extra_dict = {"latentloom": part.kind}  # no argument of all inputs until the end of 2025
     return made
 
 

@@ -175,7 +175,7 @@ def _empty_model(loading: Any, config: dict[str, Any], text_dim: int, device: An
         model = loading.WanVideoModel(
             loading.WanVideoModelConfig(latent_format=latents), transformer=transformer, device=device
         )
-    else:  # until November 2025
+    else:  # until February 2026
         kind = module("comfy.model_base").ModelType.FLOW
         settings = loading.WanVideoModelConfig(torch.float32, latent_format=latents)
         model = loading.WanVideoModel(settings, model_type=kind, device=device)
