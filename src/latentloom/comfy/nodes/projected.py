@@ -77,8 +77,7 @@ def inject_directly(
     start_percent: float = 0.0,
     end_percent: float = 1.0,
     log_level: LogLevel = "off",
-    clip: Any = None,
-    t5: Any = None,
+    encoder: Any = None,
     node_id: str | None = None,
 ) -> tuple[Any, Any]:
     """The model with rows injected that differ from the prompt's by the target, and the prompt with its record."""
@@ -96,7 +95,7 @@ def inject_directly(
     )
     if target is None:
         return model, text_embeds
-    injected = _injected_text(host, injection_prompt, injection_embeds, clip if clip is not None else t5)
+    injected = _injected_text(host, injection_prompt, injection_embeds, encoder)
     pair = _Projected(host, model, host.read_text(text_embeds), injected)
     rows = inject_direct(pair.base, pair.other, injection_mode, difference_target / 100)
     return _inject_rows(host, model, text_embeds, pair, rows, target, log, log_level)[:2]
@@ -272,10 +271,9 @@ Moves the prompt's rows, past the model's `text_embedding`, towards the injected
 
 def _with_encoder(node: Node) -> Node:
     """The node of a host with a socket for the host's own text encoder."""
-    name, kind = ("clip", "CLIP") if node.host == "native" else ("t5", "WANTEXTENCODER")
-    return replace(
-        node, inputs=(*node.inputs, Socket(name, kind, "Encodes injection_prompt; not needed without.", optional=True))
-    )
+    kind = "CLIP" if node.host == "native" else "WANTEXTENCODER"
+    socket = Socket("encoder", kind, "Encodes injection_prompt; not needed without.", optional=True)
+    return replace(node, inputs=(*node.inputs, socket))
 
 
 NODES: tuple[Node, ...] = (*for_both_hosts(BOOSTER), *map(_with_encoder, for_both_hosts(DIRECT)))
