@@ -116,9 +116,17 @@ def inject(
         "log_level": log_level,
     }
     edited = host.install(model, Plan(operations), None if log_level == "off" else log.call)
-    before = host.notes(model)
-    record = {**record, "before": [*before.get("before", []), before]} if before else record
+    record = after_earlier(host, model, record)
     return host.annotate(edited, record), record
+
+
+def after_earlier(host: Host, model: Any, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with those of the edits that the model had before it, oldest first, under `before`."""
+    newest = host.notes(model)
+    if not newest:
+        return dict(record)
+    alone = {key: value for key, value in newest.items() if key != "before"}
+    return {**record, "before": [*newest.get("before", []), alone]}
 
 
 def record_on_text(host: Host, text_embeds: Any, record: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What nodes draw: strengths over blocks, edits over the schedule, and how far two prompts are apart."""
+"""What nodes draw: edits over blocks and schedule, and how far two prompts are apart."""
 
 from collections.abc import Sequence
 
@@ -14,32 +14,10 @@ from latentloom.comfy.trial import Trial
 
 WIDTH = 7.2
 """Inches, at 100 dots each."""
-BLUE, ORANGE, GREEN, GREY = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "0.55",
-)  # of Okabe and Ito's colours, for people with any colour vision
+# of Okabe and Ito's colours, for people with any colour vision
+BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "0.55"
 STEPS = 50
 """Columns of a map of the schedule."""
-
-
-def plot_strengths(strengths: Sequence[float], title: str) -> Figure:
-    """A bar per block, and the line through them.
-
-    Args:
-        strengths: one per block, 0 to 1.
-        title: above it.
-    """
-    figure = Figure(figsize=(WIDTH, 2.6), dpi=100, layout="constrained")
-    axes = figure.subplots()
-    blocks = range(len(strengths))
-    axes.bar(blocks, strengths, color=BLUE, alpha=0.45, width=0.9)
-    axes.plot(blocks, strengths, color=BLUE, marker="o", markersize=3, linewidth=1.2)
-    axes.set(title=title, xlabel="block", ylabel="strength", ylim=(0, 1.05), xlim=(-0.7, len(strengths) - 0.3))
-    _mark_blocks(axes, len(strengths))
-    _plain(axes)
-    return figure
 
 
 def plot_edits(edits: Sequence[Edit]) -> Figure:

@@ -111,6 +111,18 @@ EDITOR = Node(
     ),
     run=edit_activations,
     check=check_pattern,
+    help="""
+While the sampler runs, the chosen blocks read the injected prompt, or a mixture of both. At strength 0 the clip is that
+of the main prompt to the last bit; with all blocks at strength 1 it is that of the injected prompt.
+
+- `context` replaces what the blocks' cross-attention reads; it is exact and costs next to nothing. `hidden_states`
+  moves the video tokens themselves towards those of a run with the injected prompt, and runs the model twice per step.
+- Mixtures are uneven: half of a prompt is often none of it. Start with strength 1 in some blocks rather than with a low
+  strength in all; which blocks carry what, `latentloom steer sweep` tells for a model.
+- A window should reach the end of the schedule. What is injected in the first steps alone, later steps write over.
+- The text that comes out is the main prompt with a record of the edit; use it or the one that went in, the clip is the
+  same. Switch the node off, bypass or remove it, and nothing of it stays in the model.
+""",
 )
 
 BUILDER = Node(
@@ -119,7 +131,7 @@ BUILDER = Node(
     topic="Steering",
     description="Chooses blocks of the transformer, by a preset or one by one.",
     inputs=(
-        Widget("preset", CUSTOM, "Which blocks; custom takes the boxes below.", options=PRESET_NAMES),
+        Widget("preset", CUSTOM, "Which blocks; custom takes the blocks below.", options=PRESET_NAMES),
         *(
             Widget(f"block_{block}", False, f"Whether block {block} is active.", optional=True)
             for block in range(MOST_BLOCKS)
@@ -135,6 +147,14 @@ BUILDER = Node(
     ),
     outputs=(Output("block_activations", "STRING", "One 0 or 1 per block."),),
     run=build_activations,
+    help="""
+Choose a preset, then change single blocks in the grid: a click or a drag toggles them, and the preset becomes `custom`.
+
+- Presets are shares of the depth: `early_blocks` is the first quarter, `mid_blocks` the middle half, `late_blocks` the
+  last quarter, `alternating` every second and `sparse` every fourth block.
+- Set `num_blocks` to the model's depth: a pattern for another depth is refused by the node that uses it.
+- The output is plain text, one digit per block; it may also be typed, as digits, as `mid_blocks`, or as `0-9,20`.
+""",
 )
 
 NODES: tuple[Node, ...] = (*for_both_hosts(EDITOR), BUILDER)

@@ -7,6 +7,7 @@ from typing import Any
 
 from latentloom.comfy.edits import OPERATIONS, describe_operations
 from latentloom.comfy.hosts import Host
+from latentloom.comfy.injecting import after_earlier
 from latentloom.comfy.model_files import file_named, files_of, folder_hint, state_of_files
 from latentloom.comfy.pattern_text import ranges
 from latentloom.comfy.patterns import check_pattern, strengths_for
@@ -79,11 +80,7 @@ def apply_control(
         return Shown((model,), "nothing acts: strength 0, or no block")
     what = f"control vector, {method} {strength:g}" + (f", after {len(ablate)} were taken out" if ablate else "")
     record = _record(what, operations, side, (start_percent, end_percent))
-    before = host.notes(model)
-    if before:
-        earlier = {key: value for key, value in before.items() if key != "before"}
-        record["before"] = [*before.get("before", []), earlier]
-    edited = host.annotate(host.install(model, Plan(operations)), record)
+    edited = host.annotate(host.install(model, Plan(operations)), after_earlier(host, model, record))
     acting = [block for block, value in enumerate(record["strengths"]) if value]
     return Shown((edited,), f"{what}\n{record['blocks']}  blocks {ranges(acting)}")
 

@@ -3,7 +3,6 @@
 from latentloom.comfy.curves import BACKGROUND, BELLS, SHAPES, CurveSettings, build_curve, read_points
 from latentloom.comfy.pattern_text import ranges
 from latentloom.comfy.patterns import MOST_BLOCKS, BlockStrengths
-from latentloom.comfy.pictures import figure_picture
 from latentloom.comfy.schema import Node, Output, Shown, Widget
 
 SHADES = "░▒▓█"
@@ -21,9 +20,7 @@ def build_strengths(
     random_seed: int = 0,
     **per_block: float,
 ) -> Shown:
-    """A strength per block, and the same as text; the picture is the curve."""
-    from latentloom.comfy.plots import plot_strengths  # matplotlib takes a while to import
-
+    """A strength per block, and the same as text; the page draws them as they are set."""
     custom = {block: per_block.get(f"block_{block}_strength", 0.0) for block in range(MOST_BLOCKS)}
     settings = CurveSettings(base_strength, peak_block, spread, step_size, custom, read_points(curve), random_seed)
     strengths = build_curve(pattern, num_blocks, settings)
@@ -34,7 +31,7 @@ def build_strengths(
         text += f"\nnot used: the strengths of blocks {ranges(unused)}; {why}"
     if curve.strip() and pattern != "curve":
         text += f"\nnot used: the drawn curve; pattern {pattern} does not read it"
-    return Shown((strengths, text), text, (figure_picture(plot_strengths(strengths, pattern)),))
+    return Shown((strengths, text), text)
 
 
 def check_strengths(pattern: str, peak_block: int, num_blocks: int, curve: str) -> str | None:
