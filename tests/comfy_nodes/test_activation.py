@@ -101,6 +101,31 @@ def test_presets_scale_with_the_model(rig):
     assert pattern(preset="custom", num_blocks=6, block_1=True, block_4=True) == "010010"
 
 
+def test_only_one_prompt_is_injected_or_it_is_said(rig):
+    text = rig.text(RED)
+    if rig.host == "native":
+        several = [*rig.text(GREEN), *rig.text(RED)]
+    else:
+        several = {**text, "prompt_embeds": [*text["prompt_embeds"], *rig.text(GREEN)["prompt_embeds"]]}
+    with pytest.raises(ConfigError, match=r"to inject (has 2 entries|hold 2 prompts); link one"):
+        rig.run(EDITOR, model=rig.model(), text_embeds=text, injection_embeds=several, block_activations="all")
+
+
+def test_a_conditioning_for_a_part_of_the_clip_is_not_injected_into_all_of_it(micro_wan):
+    rig = Rig("native", micro_wan)
+    masked = [[rows, {**options, "mask": torch.ones(1, 4, 4)}] for rows, options in rig.text(GREEN)]
+    with pytest.raises(ConfigError, match="limited by mask"):
+        rig.run(EDITOR, model=rig.model(), text_embeds=rig.text(RED), injection_embeds=masked, block_activations="all")
+
+
+def test_a_window_that_is_none_is_refused_before_anything_runs(rig):
+    check = rig.node(EDITOR).check
+    assert check is not None
+    assert check("all", 0.0, 0.5) is None
+    assert "give a start below the end" in check("all", 0.5, 0.5)
+    assert "give a start below the end" in check("all", start_percent=1.0)
+
+
 def test_patterns_that_are_none_are_refused_before_anything_runs():
     assert check_pattern("0101") is None
     with pytest.raises(ConfigError, match="not understood"):

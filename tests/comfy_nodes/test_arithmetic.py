@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comfy_nodes.hosts import Rig, assert_same_state, state_of
+from comfy_nodes.hosts import BY_ID, Rig, assert_same_state, state_of
 
 from latentloom.comfy.execute import execute
 from latentloom.comfy.hosts import host_named
@@ -35,6 +35,14 @@ def assert_same(one: TextEmbeddings, other: TextEmbeddings) -> None:
 
 def shown(rig: Rig, node: str, **inputs) -> str:
     return rig.run_and_show(node, **inputs)[1]["text"][0]
+
+
+def test_a_step_beyond_the_last_is_refused_before_anything_runs():
+    check = BY_ID["WanVideoVectorInterpolation"].check
+    assert check is not None
+    assert check(5, 4) is None
+    assert check(5) is None
+    assert "give 0 to 4" in str(check(5, 5))
 
 
 def test_a_style_is_subtracted_and_added_as_the_document_does(rig):

@@ -23,5 +23,14 @@ def test_a_value_that_a_link_fills_is_not_checked():
     assert answering(check)(first="odd", second=None) is True
 
 
+def test_a_default_stands_in_for_what_is_not_known():
+    def window(start: float, end: float = 1.0) -> str | None:
+        return None if start < end else "give a start below the end"
+
+    assert answering(window)(start=0.5, end=None) is True
+    assert answering(window)(start=1.0) == "give a start below the end"
+    assert answering(window)(start=None, end=0.0) is True
+
+
 def test_comfyui_reads_which_widgets_are_checked():
     assert inspect.getfullargspec(answering(check)).args == ["first", "second"]

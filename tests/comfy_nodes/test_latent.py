@@ -114,6 +114,23 @@ def test_equal_runs_are_made_once_for_a_model_and_not_for_another(rig, calls):
     assert len(calls) == 7
 
 
+def test_another_start_image_is_another_recording_and_another_clip(rig, calls):
+    model, name = model_to_run(rig), "concat_latent_image" if rig.host == "native" else "nag_prompt_embeds"
+
+    def with_image(prompt: str, value: float):
+        text = rig.text(prompt)
+        (text[0][1] if rig.host == "native" else text)[name] = torch.full((1, 2), value)
+        shift = {"shift": SHIFT} if rig.host == "wrapper" else {}
+        return rig.run(ENCODER, model=model, text_embeds=text, **SIZE, **shift)[0]
+
+    first, second, other = with_image(RED, 0.0), with_image(RED, 1.0), with_image(GREEN, 1.0)
+    assert len(calls) == 3
+    assert second is not first
+    assert injected(rig, main_latent=second, injection_latent=other) is not None
+    with pytest.raises(ConfigError, match="different clips"):
+        injected(rig, main_latent=first, injection_latent=other)
+
+
 def test_few_recordings_are_kept_and_none_without_its_model(rig, calls):
     model = model_to_run(rig)
     for seed in range(5):

@@ -174,6 +174,24 @@ def test_a_projection_that_cannot_be_measured_leaves_the_rest(rig, monkeypatch):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_two_prompts_of_zeros_are_refused(rig):
+    text = rig.text(RED)
+    zeros = (
+        [[torch.zeros_like(rows), options] for rows, options in text]
+        if rig.host == "native"
+        else {**text, "prompt_embeds": [torch.zeros_like(rows) for rows in text["prompt_embeds"]]}
+    )
+    with pytest.raises(ConfigError, match="both prompts are zeros"):
+        rig.run(TESTER, model=rig.model(), text_embeds=zeros, injection_embeds=zeros)
+
+
+def test_a_trial_run_of_a_model_that_takes_an_image_is_refused(rig):
+    model = rig.model()
+    model.model.diffusion_model.in_dim = 36
+    with pytest.raises(ConfigError, match="also takes an image; switch it off"):
+        rig.run(TESTER, model=model, text_embeds=rig.text(RED), injection_embeds=rig.text(GREEN), trial_run=True)
+
+
 def test_equal_prompts_have_nothing_to_inject(rig):
     report = rig.run(TESTER, model=edited(rig)[0], text_embeds=rig.text(RED), injection_embeds=rig.text(RED))[0]
     assert report.startswith("The prompts are equal")

@@ -10,6 +10,7 @@ import pytest
 if TYPE_CHECKING:
     from comfy_server.api import Client
     from comfy_server.graphs import HostName
+    from comfy_server.page import GraphPage
     from comfy_server.server import Server
 
 FOLDER = Path(__file__).parent
@@ -55,6 +56,24 @@ def host(request: pytest.FixtureRequest, server: "Server") -> "HostName":
     if request.param == "wrapper" and not server.has_wrapper:
         pytest.skip("ComfyUI-WanVideoWrapper is not in custom_nodes; set WANVIDEOWRAPPER_PATH to its folder")
     return request.param
+
+
+@pytest.fixture(scope="session")
+def opened(server: "Server") -> "Iterator[GraphPage]":
+    """One page of ComfyUI's in a browser, as it takes seconds to load."""
+    from comfy_server.page import GraphPage, browser
+
+    with browser() as chromium:
+        yield GraphPage(chromium.new_page(viewport={"width": 1500, "height": 1000}), server.url)
+
+
+@pytest.fixture
+def page(opened: "GraphPage") -> "Iterator[GraphPage]":
+    """The page with an empty graph; a test fails if the page raised an error."""
+    opened.clear()
+    opened.errors.clear()
+    yield opened
+    assert opened.errors == []
 
 
 @pytest.hookimpl(wrapper=True)

@@ -103,6 +103,11 @@ class GraphPage:
         self.page.evaluate("() => app.graph.clear()")
         self.look(1.0, (120, 130))
 
+    def load(self, workflow: dict[str, Any]) -> None:
+        """Open a workflow as the page's menu does."""
+        self.page.evaluate("(saved) => app.loadGraphData(saved)", workflow)
+        self.settle(1500)
+
     def look(self, scale: float, offset: Sequence[float]) -> None:
         """Zoom and pan."""
         self.page.evaluate(LOOK, [scale, list(offset)])

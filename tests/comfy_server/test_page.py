@@ -1,15 +1,11 @@
 """The pack in ComfyUI's own page: placed, used with mouse and keyboard, queued, saved and loaded."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from comfy_server.page import RUN_MS, SHORT_MS, GraphPage, browser
-
-if TYPE_CHECKING:
-    from comfy_server.server import Server
+from comfy_server.page import RUN_MS, SHORT_MS, GraphPage
 
 BUILDER, STRENGTHS, EDITOR = (
     "WanVideoBlockActivationBuilder",
@@ -17,28 +13,6 @@ BUILDER, STRENGTHS, EDITOR = (
     "LatentLoomActivationEditor",
 )
 VIEWER, TESTER = "LatentLoomBlockActivationViewer", "LatentLoomInjectionTester"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """One browser for this file."""
-    with browser() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def opened(chromium: Any, server: "Server") -> GraphPage:
-    """One page for this file, as it takes seconds to load."""
-    return GraphPage(chromium.new_page(viewport={"width": 1500, "height": 1000}), server.url)
-
-
-@pytest.fixture
-def page(opened: GraphPage) -> Iterator[GraphPage]:
-    """The page with an empty graph; a test fails if the page raised an error."""
-    opened.clear()
-    opened.errors.clear()
-    yield opened
-    assert opened.errors == []
 
 
 def cells(page: GraphPage) -> Any:

@@ -1,4 +1,4 @@
-"""What saved ComfyUI workflows depend on: ids, sockets, widgets in their order; and that the pack loads without ComfyUI.
+"""What saved ComfyUI workflows depend on: ids, sockets, widgets in order; and that the pack loads without ComfyUI.
 
 A change that is meant is written down by `LATENTLOOM_PIN=1 pytest tests/contracts/test_comfy_nodes.py`; widgets may
 only be added at the end, and never go.

@@ -9,6 +9,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 PUBLIC = {
+    "latentloom.comfy.hosts": "Host host_named",
     "latentloom.delta": (
         "DeltaConfig EmbeddingDelta apply_deltas apply_to_prompt_embeds apply_to_text_embeddings "
         "apply_to_wan_video_embeds load_embdelta_adapter save_adapter"

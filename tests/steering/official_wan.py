@@ -83,6 +83,7 @@ class OfficialWan(nn.Module):
         self.num_heads = config["num_attention_heads"]
         self.dim = dim = self.num_heads * config["attention_head_dim"]
         self.text_dim, self.freq_dim, self.text_len = config["text_dim"], config["freq_dim"], TEXT_LEN
+        self.in_dim, self.out_dim = config["in_channels"], config["out_channels"]
         self.patch_size = tuple(config["patch_size"])
         self.patch_embedding = nn.Conv3d(config["in_channels"], dim, self.patch_size, self.patch_size)
         self.text_embedding = nn.Sequential(nn.Linear(self.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))

@@ -200,7 +200,7 @@ def test_several_prompts_for_one_clip_are_all_replaced(micro_wan, patcher):
     replaced = install(patcher, Plan((whole,))).predict(latents, TIMESTEP, several)
     assert_same(replaced, injected)
     clone = install(patcher, Plan((operation(micro_wan, "attention_output", "add", "direction"),)))
-    with pytest.raises(ConfigError, match="attention_output takes one prompt at a time"):
+    with pytest.raises(ConfigError, match="attention_output takes one prompt and one image"):
         clone.predict(latents, TIMESTEP, several)
 
 

@@ -10,15 +10,18 @@ from latentloom.errors import LatentLoomError
 def answering(check: Callable[..., str | None]) -> Callable[..., bool | str]:
     """The check as ComfyUI calls it: True, or the message; it sees the same parameters, which say what is checked.
 
-    A value that is filled by a link is not known yet: ComfyUI leaves it out, or hands on None.
+    A value that is filled by a link is not known yet: ComfyUI leaves it out, or hands on None. Then the parameter's
+    default stands in, which is to be one that no other value clashes with; without a default nothing is checked.
     """
     signature = inspect.signature(check)
+    needed = {name for name, part in signature.parameters.items() if part.default is part.empty}
 
     def ask(**values: Any) -> bool | str:
-        if any(values.get(name) is None for name in signature.parameters):
+        known = {name: value for name, value in values.items() if value is not None}
+        if needed - set(known):
             return True
         try:
-            return check(**values) or True
+            return check(**known) or True
         except LatentLoomError as error:
             return str(error)
 

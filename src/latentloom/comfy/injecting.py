@@ -7,7 +7,7 @@ from typing import Any
 from latentloom.comfy.hosts import Host
 from latentloom.comfy.hosts.host import CONFIG
 from latentloom.comfy.log import LEVELS, LogLevel, NodeLog
-from latentloom.comfy.patterns import BlockStrengths, strengths_for
+from latentloom.comfy.patterns import BlockStrengths, check_pattern, strengths_for
 from latentloom.comfy.schema import Socket, Widget
 from latentloom.steering import Operation, Plan
 from latentloom.steering.blocks import picture
@@ -20,6 +20,8 @@ STRENGTHS = Socket(
     "A strength per block, in the place of block_activations; injection_strength multiplies it.",
     optional=True,
 )
+STARTS = "Share of the schedule before it begins; WanVideoWrapper counts the steps of each sampler by itself."
+ENDS = "Share of the schedule after which it ends; WanVideoWrapper counts the steps of each sampler by itself."
 WHEN: tuple[Widget, ...] = (
     Widget(
         "side",
@@ -28,10 +30,22 @@ WHEN: tuple[Widget, ...] = (
         options=("cond", "uncond", "both"),
         optional=True,
     ),
-    Widget("start_percent", 0.0, "Share of the steps before it begins.", low=0, high=1, step=0.01, optional=True),
-    Widget("end_percent", 1.0, "Share of the steps after which it ends.", low=0, high=1, step=0.01, optional=True),
+    Widget("start_percent", 0.0, STARTS, low=0, high=1, step=0.01, optional=True),
+    Widget("end_percent", 1.0, ENDS, low=0, high=1, step=0.01, optional=True),
 )
 LOG_LEVEL = Widget("log_level", "off", "How much this node tells in the console.", options=LEVELS)
+
+
+def check_injection(block_activations: str, start_percent: float = 0.0, end_percent: float = 1.0) -> str | None:
+    """A message where the blocks are none of any model, or the window is none; None where they may be."""
+    return check_pattern(block_activations) or check_window(start_percent, end_percent)
+
+
+def check_window(start_percent: float, end_percent: float) -> str | None:
+    """A message where this is no part of the schedule."""
+    if 0 <= start_percent < end_percent <= 1:
+        return None
+    return f"start_percent {start_percent:g} and end_percent {end_percent:g}; give a start below the end, from 0 to 1"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from latentloom.comfy.hosts import Host
 from latentloom.comfy.hosts.host import NoisedClip
 from latentloom.comfy.installed import plan_of, without_plan
+from latentloom.errors import ConfigError
 
 NUM_FRAMES, SIDE = 9, 128
 """Of the clip: enough for every block to have tokens to work on, in the least time."""
@@ -55,8 +56,11 @@ def run_trial(host: Host, model: Any, text: Any, seed: int, percent: float) -> T
         percent: share of the schedule that lies behind, 0 to 1.
 
     Raises:
-        ConfigError: the host cannot run the model.
+        ConfigError: the host cannot run the model, or the model takes an image as well.
     """
+    transformer = model.model.diffusion_model
+    if transformer.in_dim != transformer.out_dim:
+        raise ConfigError("trial_run makes a step from text alone, and this model also takes an image; switch it off")
     clip = NoisedClip(seed, percent, NUM_FRAMES, SIDE, SIDE)
     num_blocks = host.sizes(model).num_blocks
     edited = host.capture(model, text, clip, num_blocks - 1).values

@@ -68,6 +68,18 @@ class Host(ABC):
         """
 
     @abstractmethod
+    def read_single(self, text: Any) -> TextEmbeddings:
+        """The prompt of a text that is to be injected; of several rows of a batch, one for each clip.
+
+        Raises:
+            ConfigError: there is none, or more than an injection can use.
+        """
+
+    @abstractmethod
+    def beside_prompts(self, text: Any) -> Any:
+        """What a text says beside its positive prompts, such as a start image; without what editors wrote there."""
+
+    @abstractmethod
     def write_text(self, like: Any, embeddings: TextEmbeddings, notes: Mapping[str, Any] | None = None) -> Any:
         """A text like another one, with other positive prompts.
 
@@ -87,7 +99,7 @@ class Host(ABC):
 
     @abstractmethod
     def project(self, model: Any, text: TextEmbeddings) -> TextEmbeddings:
-        """True rows as the model's blocks read them, after its `text_embedding`, on the CPU; weights are loaded for it.
+        """True rows as the model's blocks read them, after its `text_embedding`, on the CPU.
 
         Raises:
             ConfigError: the weights cannot be read.

@@ -7,13 +7,18 @@ import torch
 from torch import Tensor
 
 from latentloom.comfy import core
-from latentloom.comfy.hosts.host import Host, NoisedClip
+from latentloom.comfy.hosts.host import CONFIG, Host, NoisedClip
 from latentloom.errors import ConfigError
 from latentloom.steering import Plan
 from latentloom.steering.hosts import comfy_native
 from latentloom.steering.hosts.official import Listener, Recording, true_lengths
 from latentloom.tensors import TextEmbeddings
 from latentloom.wan.sampling import NUM_TRAIN_TIMESTEPS
+
+LIMITS = ("area", "mask", "start_percent", "end_percent")
+"""Options by which a conditioning acts in a part of the clip or of the steps alone."""
+OF_PROMPTS = (CONFIG, "pooled_output")
+"""Options that change with every prompt."""
 
 
 class NativeHost(Host):
@@ -24,6 +29,20 @@ class NativeHost(Host):
             raise ConfigError("the conditioning is empty; encode a prompt")
         prompts = [rows.detach().to("cpu") for rows, _ in text]
         return TextEmbeddings.cat([TextEmbeddings.from_padded(rows, lengths=true_lengths(rows)) for rows in prompts])
+
+    def read_single(self, text: Any) -> TextEmbeddings:
+        if len(text) > 1:
+            raise ConfigError(f"the conditioning to inject has {len(text)} entries; link one prompt")
+        found = [name for _, options in text for name in LIMITS if options.get(name) is not None]
+        if found:
+            raise ConfigError(
+                f"the conditioning to inject is limited by {found[0]}, which an injection cannot keep to; "
+                "link the prompt itself"
+            )
+        return self.read_text(text)
+
+    def beside_prompts(self, text: Any) -> Any:
+        return [{name: value for name, value in options.items() if name not in OF_PROMPTS} for _, options in text]
 
     def write_text(self, like: Any, embeddings: TextEmbeddings, notes: Mapping[str, Any] | None = None) -> Any:
         counts = [len(rows) for rows, _ in like]

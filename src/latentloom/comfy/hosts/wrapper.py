@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from latentloom.comfy import core
-from latentloom.comfy.hosts.host import Host, NoisedClip
+from latentloom.comfy.hosts.host import CONFIG, Host, NoisedClip
 from latentloom.comfy.hosts.wrapper_weights import read_linear
 from latentloom.errors import ConfigError
 from latentloom.steering import Plan
@@ -16,6 +16,8 @@ from latentloom.tensors import TextEmbeddings
 from latentloom.wan.sampling import NUM_TRAIN_TIMESTEPS
 
 POSITIVE = "prompt_embeds"
+OF_PROMPTS = (CONFIG, POSITIVE, "negative_prompt_embeds")
+"""What changes with every prompt, and what a run without guidance does not read."""
 
 
 class WrapperHost(Host):
@@ -28,6 +30,15 @@ class WrapperHost(Host):
         # without padding as a list, padded where ComfyUI's own encoder made them
         rows = [prompt.detach().to("cpu") for prompt in prompts]
         return TextEmbeddings.from_list([prompt[: int(true_lengths(prompt[None]))] for prompt in rows])
+
+    def read_single(self, text: Any) -> TextEmbeddings:
+        prompts = self.read_text(text)
+        if len(prompts) > 1:
+            raise ConfigError(f"the text embeds to inject hold {len(prompts)} prompts; link one")
+        return prompts
+
+    def beside_prompts(self, text: Any) -> Any:
+        return {name: value for name, value in text.items() if name not in OF_PROMPTS}
 
     def write_text(self, like: Any, embeddings: TextEmbeddings, notes: Mapping[str, Any] | None = None) -> Any:
         dtype = like[POSITIVE][0].dtype
@@ -68,6 +79,7 @@ class WrapperHost(Host):
             force_offload=True,
             scheduler="unipc",  # of all schedulers this one takes noise levels as they are, in every version
             riflex_freq_index=0,
+            rope_function="comfy",  # as its node has it; the function's own default is another
             text_embeds=text,
             samples=clip.samples,
             sigmas=sigmas,

@@ -8,6 +8,7 @@ from latentloom.comfy.injecting import (
     LOG_LEVEL,
     STRENGTHS,
     WHEN,
+    check_injection,
     choose_target,
     inject,
     record_on_text,
@@ -18,7 +19,6 @@ from latentloom.comfy.patterns import (
     MOST_BLOCKS,
     PRESET_NAMES,
     BlockStrengths,
-    check_pattern,
 )
 from latentloom.comfy.schema import HOST_MODEL, HOST_TEXT, Node, Output, Shown, Socket, Widget, for_both_hosts
 from latentloom.steering import PromptPayload, compare
@@ -63,7 +63,7 @@ def edit_activations(
     )
     if target is None:
         return model, text_embeds
-    injected = host.read_text(injection_embeds)
+    injected = host.read_single(injection_embeds)
     noted = {"difference": _difference(host.read_text(text_embeds), injected, log)}
     operations = tuple(target.operation(site, "lerp", PromptPayload(injected)) for site in SITES[injection_mode])
     edited, record = inject(host, model, target, operations, log, log_level, noted)
@@ -110,7 +110,7 @@ EDITOR = Node(
         Output("text_embeds", HOST_TEXT, "The prompt that is sampled, with a record of the edit."),
     ),
     run=edit_activations,
-    check=check_pattern,
+    check=check_injection,
     help="""
 While the sampler runs, the chosen blocks read the injected prompt, or a mixture of both. At strength 0 the clip is that
 of the main prompt to the last bit; with all blocks at strength 1 it is that of the injected prompt.

@@ -102,8 +102,9 @@ def interpolate_texts(
     Raises:
         ConfigError: a position beyond the steps.
     """
-    if not ALL_STEPS <= position < steps:
-        raise ConfigError(f"position={position} of {steps} steps; give 0 to {steps - 1}, or {ALL_STEPS} for all")
+    refused = check_position(steps, position)
+    if refused:
+        raise ConfigError(refused)
     operands = [host.read_text(start_embeds), host.read_text(end_embeds)]
     started = time.perf_counter()
     made = interpolate(*operands, method=method, steps=steps, endpoints=include_endpoints)
@@ -118,6 +119,15 @@ def interpolate_texts(
         settings = {"steps": steps, "method": method, "include_endpoints": include_endpoints}
         lines.append(record_operation(host, "interpolate", operands, made.embeddings, settings, seconds))
     return Shown((_write(host, start_embeds, chosen),), "\n".join(lines))
+
+
+def check_position(steps: int, position: int = ALL_STEPS) -> str | None:
+    """A message where there is no such step."""
+    if not MIN_STEPS <= steps <= MAX_STEPS:
+        return f"steps={steps}; give {MIN_STEPS} to {MAX_STEPS}"
+    if not ALL_STEPS <= position < steps:
+        return f"position={position} of {steps} steps; give 0 to {steps - 1}, or {ALL_STEPS} for all"
+    return None
 
 
 def amplify_texts(
@@ -279,6 +289,7 @@ INTERPOLATION = Node(
     ),
     outputs=(Output("interpolated_sequence", HOST_TEXT, "The steps as prompts, in order, or the one at `position`."),),
     run=interpolate_texts,
+    check=check_position,
     help="""
 With `position` at 0 or above the output is one prompt, for any sampler: a mixture whose share grows with the position.
 

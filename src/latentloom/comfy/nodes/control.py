@@ -7,10 +7,10 @@ from typing import Any
 
 from latentloom.comfy.edits import OPERATIONS, describe_operations
 from latentloom.comfy.hosts import Host
-from latentloom.comfy.injecting import after_earlier
+from latentloom.comfy.injecting import ENDS, STARTS, after_earlier, check_injection
 from latentloom.comfy.model_files import file_named, files_of, folder_hint, state_of_files
 from latentloom.comfy.pattern_text import ranges
-from latentloom.comfy.patterns import check_pattern, strengths_for
+from latentloom.comfy.patterns import strengths_for
 from latentloom.comfy.schema import HOST_MODEL, Node, Output, Shown, Socket, Widget, for_both_hosts
 from latentloom.errors import ConfigError
 from latentloom.steering import ControlVector, Operation, Plan, ablate_span, combine, load_control
@@ -85,9 +85,9 @@ def apply_control(
     return Shown((edited,), f"{what}\n{record['blocks']}  blocks {ranges(acting)}")
 
 
-def check_blocks(blocks: str) -> str | None:
-    """A message where the blocks are none of any model."""
-    return check_pattern(blocks)
+def check_blocks(blocks: str, start_percent: float = 0.0, end_percent: float = 1.0) -> str | None:
+    """A message where the blocks are none of any model, or the window is none."""
+    return check_injection(blocks, start_percent, end_percent)
 
 
 def _groups(files: Sequence[str]) -> dict[str, list[str]]:
@@ -228,8 +228,8 @@ APPLY = Node(
         ),
         Widget("blocks", "all", "A preset's name, a list such as 0-9,20, or one 0 or 1 per block."),
         Widget("side", "cond", "Which prediction of guidance is changed.", options=("cond", "uncond", "both")),
-        Widget("start_percent", 0.0, "Share of the steps before it begins.", low=0, high=1, step=0.01),
-        Widget("end_percent", 1.0, "Share of the steps after which it ends.", low=0, high=1, step=0.01),
+        Widget("start_percent", 0.0, STARTS, low=0, high=1, step=0.01),
+        Widget("end_percent", 1.0, ENDS, low=0, high=1, step=0.01),
         Socket(
             "ablate",
             "CONTROL_VECTOR",

@@ -11,9 +11,17 @@ from torch import Tensor
 
 from latentloom.comfy.hosts import Host
 from latentloom.comfy.hosts.host import NoisedClip
-from latentloom.comfy.injecting import BLOCKS_TOOLTIP, LOG_LEVEL, STRENGTHS, WHEN, choose_target, inject
+from latentloom.comfy.injecting import (
+    BLOCKS_TOOLTIP,
+    LOG_LEVEL,
+    STRENGTHS,
+    WHEN,
+    check_injection,
+    choose_target,
+    inject,
+)
 from latentloom.comfy.log import LogLevel, NodeLog
-from latentloom.comfy.patterns import MOST_BLOCKS, BlockStrengths, check_pattern
+from latentloom.comfy.patterns import MOST_BLOCKS, BlockStrengths
 from latentloom.comfy.schema import HOST_MODEL, HOST_TEXT, Node, Output, Socket, Widget, for_both_hosts
 from latentloom.errors import ConfigError
 from latentloom.steering import ActivationsPayload, BlockActivations
@@ -47,13 +55,13 @@ def encode_latent(
 ) -> tuple[BlockActivations, str]:
     """What the blocks up to the last one asked for are given for the prompt, in one step, and what was recorded."""
     clip = NoisedClip(clip_seed, percent, num_frames, height, width, samples, shift, image_embeds)
-    text = host.read_text(text_embeds)
-    key = _digest(clip, text, capture_after_blocks)
+    text, beside = host.read_text(text_embeds), host.beside_prompts(text_embeds)
+    key = _digest(clip, beside, text, capture_after_blocks)
     kept = _recorded.get(model, OrderedDict())
     found = kept.get(key) if use_cache else None
     if found is None:
         captured = host.capture(model, text_embeds, clip, capture_after_blocks)
-        record = {**captured.record, "lengths": text.lengths.tolist(), "clip": _digest(clip)}
+        record = {**captured.record, "lengths": text.lengths.tolist(), "clip": _digest(clip, beside)}
         found = replace(captured, record=record)
     if use_cache:
         kept[key] = found
@@ -129,11 +137,16 @@ def _relative(difference: Tensor, base: Tensor) -> float:
     return float(difference.norm()) / length if length else 0.0
 
 
-def _digest(clip: NoisedClip, text: TextEmbeddings | None = None, num_blocks: int | None = None) -> str:
-    """The same for the same contents."""
+def _digest(clip: NoisedClip, beside: Any, text: TextEmbeddings | None = None, num_blocks: int | None = None) -> str:
+    """The same for the same contents: the clip, what is said beside the prompts, and with `text` the prompts."""
     settings = (clip.seed, clip.percent, clip.num_frames, clip.height, clip.width, clip.shift, num_blocks)
     digest = sha256(repr(settings).encode())
-    for given in (clip.samples, clip.image_embeds, None if text is None else {"": text.tokens, "n": text.lengths}):
+    for given in (
+        clip.samples,
+        clip.image_embeds,
+        beside,
+        None if text is None else {"": text.tokens, "n": text.lengths},
+    ):
         _add_contents(digest, given)
     return digest.hexdigest()
 
@@ -263,7 +276,7 @@ INJECTOR = Node(
     ),
     outputs=(Output("model", HOST_MODEL, "The steered model, for the sampler."),),
     run=inject_latent,
-    check=check_pattern,
+    check=check_injection,
     help="""\
 Takes two recordings of the Latent Encoder and lets the chosen blocks of every step see the injected one.
 

@@ -12,12 +12,13 @@ from latentloom.comfy.injecting import (
     STRENGTHS,
     WHEN,
     Target,
+    check_injection,
     choose_target,
     inject,
     record_on_text,
 )
 from latentloom.comfy.log import LogLevel, NodeLog
-from latentloom.comfy.patterns import BlockStrengths, check_pattern
+from latentloom.comfy.patterns import BlockStrengths
 from latentloom.comfy.schema import HOST_MODEL, HOST_TEXT, Node, Output, Socket, Widget, for_both_hosts
 from latentloom.errors import ConfigError
 from latentloom.steering import RowsPayload, boost_projection, compare, inject_direct
@@ -57,7 +58,7 @@ def boost(
     )
     if target is None:
         return model, text_embeds, "no block is active, so nothing is injected"
-    pair = _Projected(host, model, host.read_text(text_embeds), host.read_text(injection_embeds))
+    pair = _Projected(host, model, host.read_text(text_embeds), host.read_single(injection_embeds))
     rows = boost_projection(pair.base, pair.other, boost_factor, preserve_norm)
     return _inject_rows(host, model, text_embeds, pair, rows, target, log, log_level)
 
@@ -160,7 +161,7 @@ def _injected_text(host: Host, prompt: str, embeds: Any, encoder: Any) -> TextEm
     if prompt.strip() and embeds is not None:
         raise ConfigError("both injection_prompt and injection_embeds say what to inject; empty one, or unlink it")
     if embeds is not None:
-        return host.read_text(embeds)
+        return host.read_single(embeds)
     if encoder is None:
         raise ConfigError("there is nothing to inject; link injection_embeds, or an encoder for injection_prompt")
     return host.encode(encoder, prompt)
@@ -206,7 +207,7 @@ BOOSTER = Node(
     ),
     outputs=(*_OUTPUTS, Output("info", "STRING", "How far apart the prompts are: encoded, projected and injected.")),
     run=boost,
-    check=check_pattern,
+    check=check_injection,
     help="""\
 Takes both prompts through the model's own `text_embedding`, multiplies what tells the second from the first, and lets
 the chosen blocks read the result.
@@ -217,7 +218,7 @@ the embedder and as injected; if the middle figure is high already, the Activati
 - `boost_factor`: 1 is the prompt itself. Try 2 to 5 first: far beyond the model reads rows that no prompt makes, and
   the clip loses detail before it follows further.
 - `preserve_norm`: leave it on. Off, long rows push everything else out of the attention.
-- Weights are read without being loaded; a quantised GGUF cannot be read in WanVideoWrapper.
+- In WanVideoWrapper the weights are read from where they rest; those of a quantised GGUF cannot be.
 """,
 )
 
@@ -255,7 +256,7 @@ DIRECT = Node(
     ),
     outputs=_OUTPUTS,
     run=inject_directly,
-    check=check_pattern,
+    check=check_injection,
     help="""\
 Moves the prompt's rows, past the model's `text_embedding`, towards the injected prompt until they differ by exactly
 `difference_target`, and lets the chosen blocks read them.

@@ -60,6 +60,8 @@ def inspect_injection(
     from latentloom.comfy.plots import plot_differences  # matplotlib takes a while to import
 
     first, second = host.read_text(text_embeds)[0], host.read_text(injection_embeds)[0]
+    if not len(first.tokens) and not len(second.tokens):
+        raise ConfigError("both prompts are zeros, so there is nothing to compare; link two encoded prompts")
     raw = compare(first, second)
     places = [measure_apart("as encoded", first, second)]
     lines = [_verdict(raw), "", *_report("As the text encoder gives them", raw, places[0])]

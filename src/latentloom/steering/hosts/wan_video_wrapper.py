@@ -216,8 +216,11 @@ def _given_to_block(
     elif recording is not None and index in recording.blocks:
         on_output = (*on_output, partial(_kept, recording, index))
     if on_output:
-        if context is None or len(context) > len(tokens):
-            raise ConfigError("attention_output takes one prompt at a time here; remove the others from this run")
+        images = kwargs.get("clip_embed")
+        if context is None or max(len(context), 0 if images is None else len(images)) > len(tokens):
+            raise ConfigError(
+                "attention_output takes one prompt and one image at a time here; remove the others from this run"
+            )
         context = context.view_as(context)  # a tensor of this block alone, to be marked
         setattr(context, _EDITS, on_output)
     return (tokens, *args[1:]), {**kwargs, "context": context}
