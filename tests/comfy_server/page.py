@@ -108,6 +108,10 @@ class GraphPage:
         self.page.evaluate("(saved) => app.loadGraphData(saved)", workflow)
         self.settle(1500)
 
+    def workflow(self) -> dict[str, Any]:
+        """The graph as the page saves it."""
+        return json.loads(self.page.evaluate("() => JSON.stringify(app.graph.serialize())"))
+
     def look(self, scale: float, offset: Sequence[float]) -> None:
         """Zoom and pan."""
         self.page.evaluate(LOOK, [scale, list(offset)])
