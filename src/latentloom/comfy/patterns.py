@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from latentloom.comfy.schema import Widget
 from latentloom.errors import ConfigError
 from latentloom.steering import block_strengths
 from latentloom.steering.blocks import PRESETS
@@ -11,6 +12,15 @@ PRESET_NAMES: tuple[str, ...] = (CUSTOM, *PRESETS)
 """In the order that saved workflows know, new ones last."""
 MOST_BLOCKS = 40
 """Blocks of the deepest Wan, and checkboxes on a node."""
+
+NUM_BLOCKS = Widget(
+    "num_blocks",
+    MOST_BLOCKS,
+    "Blocks of the model: 40 for Wan 14B, 30 for 1.3B and 5B, 6 for MicroWan.",
+    low=1,
+    high=MOST_BLOCKS,
+    optional=True,
+)
 
 BlockStrengths = tuple[float, ...]
 """What a BLOCK_STRENGTHS socket carries: one strength per block, 0 to 1."""

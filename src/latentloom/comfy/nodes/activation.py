@@ -17,6 +17,7 @@ from latentloom.comfy.log import LogLevel, NodeLog
 from latentloom.comfy.patterns import (
     CUSTOM,
     MOST_BLOCKS,
+    NUM_BLOCKS,
     PRESET_NAMES,
     BlockStrengths,
 )
@@ -136,14 +137,7 @@ BUILDER = Node(
             Widget(f"block_{block}", False, f"Whether block {block} is active.", optional=True)
             for block in range(MOST_BLOCKS)
         ),
-        Widget(
-            "num_blocks",
-            MOST_BLOCKS,
-            "Blocks of the model: 40 for Wan 14B, 30 for 1.3B and 5B, 6 for MicroWan.",
-            low=1,
-            high=MOST_BLOCKS,
-            optional=True,
-        ),
+        NUM_BLOCKS,
     ),
     outputs=(Output("block_activations", "STRING", "One 0 or 1 per block."),),
     run=build_activations,

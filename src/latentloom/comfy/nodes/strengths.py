@@ -2,7 +2,7 @@
 
 from latentloom.comfy.curves import BACKGROUND, BELLS, SHAPES, CurveSettings, build_curve, read_points
 from latentloom.comfy.pattern_text import ranges
-from latentloom.comfy.patterns import MOST_BLOCKS, BlockStrengths
+from latentloom.comfy.patterns import MOST_BLOCKS, NUM_BLOCKS, BlockStrengths
 from latentloom.comfy.schema import Node, Output, Shown, Widget
 
 SHADES = "░▒▓█"
@@ -100,14 +100,7 @@ BUILDER = Node(
             )
             for block in range(MOST_BLOCKS)
         ),
-        Widget(
-            "num_blocks",
-            MOST_BLOCKS,
-            "Blocks of the model: 40 for Wan 14B, 30 for 1.3B and 5B, 6 for MicroWan.",
-            low=1,
-            high=MOST_BLOCKS,
-            optional=True,
-        ),
+        NUM_BLOCKS,
         Widget(
             "curve",
             "",
