@@ -129,8 +129,8 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
 def _encode_h264(container: OutputContainer, frames: np.ndarray, fps: float, crf: int) -> None:
     # 4:2:0 halves the colour planes, so both sides must be even
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    # where it looks ahead, x264 codes the same small clip in different bytes now and then: with B-frames up to 14 levels
-    # apart; without them still 8 of 9,000 clips, and none of 9,000 once all of this is off
+    # where it looks ahead, x264 codes the same small clip in different bytes now and then: with B-frames up to 14
+    # levels apart; without them still 8 of 9,000 clips, and none of 9,000 once all of this is off
     options = {"crf": str(crf), "preset": "medium", "bf": "0", "rc-lookahead": "0", "mbtree": "0", "weightp": "0"}
     stream = container.add_stream("libx264", rate=_rate(fps), options=options)
     stream.height, stream.width = frames.shape[1:3]
