@@ -45,7 +45,8 @@ class NativeHost(Host):
         return [{name: value for name, value in options.items() if name not in OF_PROMPTS} for _, options in text]
 
     def write_text(self, like: Any, embeddings: TextEmbeddings, notes: Mapping[str, Any] | None = None) -> Any:
-        counts = [len(rows) for rows, _ in like]
+        # a single entry holds any number of prompts, which go to the clips of a batch
+        counts = [len(embeddings)] if len(like) == 1 else [len(rows) for rows, _ in like]
         if sum(counts) != len(embeddings):
             raise ConfigError(f"{len(embeddings)} prompts for a conditioning of {sum(counts)}; give as many")
         written, first = [], 0

@@ -56,7 +56,7 @@ def subtract_texts(
     lines = [f"A - B, {'at norm 1, ' if normalize else ''}times {scale:g}", *_account(operands, made)]
     if store_in_db:
         lines.append(record_operation(host, "difference", operands, made.embeddings, settings, seconds))
-    return Shown((_write(host, text_embeds_a, made.embeddings),), "\n".join(lines))
+    return Shown((host.write_text(text_embeds_a, made.embeddings),), "\n".join(lines))
 
 
 def combine_texts(
@@ -84,7 +84,7 @@ def combine_texts(
         lines.append("no operand is linked, so this is base_embeds alone")
     if store_in_db:
         lines.append(record_operation(host, operation, operands, made.embeddings, {"weights": weights}, seconds))
-    return Shown((_write(host, base_embeds, made.embeddings),), "\n".join(lines))
+    return Shown((host.write_text(base_embeds, made.embeddings),), "\n".join(lines))
 
 
 def interpolate_texts(
@@ -118,7 +118,7 @@ def interpolate_texts(
     if store_in_db:
         settings = {"steps": steps, "method": method, "include_endpoints": include_endpoints}
         lines.append(record_operation(host, "interpolate", operands, made.embeddings, settings, seconds))
-    return Shown((_write(host, start_embeds, chosen),), "\n".join(lines))
+    return Shown((host.write_text(start_embeds, chosen),), "\n".join(lines))
 
 
 def check_position(steps: int, position: int = ALL_STEPS) -> str | None:
@@ -151,18 +151,10 @@ def amplify_texts(
     moved_main = main_embeds
     if amplification_mode == "push_apart":
         lines.append(_differences("after, to amplified_main", made.first, made.second))
-        moved_main = _write(host, main_embeds, made.second)
+        moved_main = host.write_text(main_embeds, made.second)
     lines.append(f"strength {', '.join(f'{strength:.3f}' for strength in made.strength.tolist())} of 1")
     info = "\n".join(lines)
-    return Shown((_write(host, injection_embeds, made.first), info, moved_main), info)
-
-
-def _write(host: Host, like: Any, embeddings: TextEmbeddings) -> Any:
-    """The host's text; where ComfyUI's has a single entry, that takes all prompts, which go to the clips of a batch."""
-    if isinstance(like, list) and len(like) == 1:
-        rows, options = like[0]
-        like = [[rows[:1].expand(len(embeddings), -1, -1), options]]
-    return host.write_text(like, embeddings)
+    return Shown((host.write_text(injection_embeds, made.first), info, moved_main), info)
 
 
 def _account(operands: Sequence[TextEmbeddings], made: Combined) -> list[str]:
