@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from latentloom.cli.main import run
-from latentloom.cli.store_options import in_words, parse_age, parse_bytes
+from latentloom.cli.store_options import parse_age, parse_bytes
 from latentloom.errors import ConfigError
 from latentloom.storage import EmbeddingStore, load_object, save_object
+from latentloom.storage.byte_sizes import in_words
 from latentloom.storage.modules import read_origin
 from latentloom.tensors import TextEmbeddings
 

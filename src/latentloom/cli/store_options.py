@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latentloom.errors import ConfigError
+from latentloom.storage.byte_sizes import in_words
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,15 +74,6 @@ def parse_bytes(text: str | None, option: str) -> int | None:
     if size is None or size >= 2**63:
         raise ConfigError(f"{option} {text!r} is no size; give bytes, or a number with kB, MB, GB, TB, KiB, MiB, GiB")
     return int(size)
-
-
-def in_words(num_bytes: float) -> str:
-    """A size to read."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
 
 
 def entry_table(entries: "Sequence[EmbeddingEntry]", **columns: Sequence[str]) -> "Table":

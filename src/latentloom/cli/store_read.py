@@ -16,12 +16,12 @@ from latentloom.cli.store_options import (
     WaitOption,
     entry_json,
     entry_table,
-    in_words,
     open_store,
     parse_age,
 )
 from latentloom.errors import ConfigError, ShapeError
 from latentloom.storage import require_writable
+from latentloom.storage.byte_sizes import in_words
 
 if TYPE_CHECKING:
     from latentloom.storage import EmbeddingStore

@@ -15,12 +15,12 @@ from latentloom.cli.store_options import (
     WaitOption,
     entry_json,
     entry_table,
-    in_words,
     open_store,
     parse_age,
     parse_bytes,
 )
 from latentloom.errors import ConfigError, FileError
+from latentloom.storage.byte_sizes import in_words
 
 if TYPE_CHECKING:
     from latentloom.storage import EmbeddingStore

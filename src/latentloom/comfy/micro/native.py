@@ -68,7 +68,7 @@ class MicroWanClip:
         """The text itself: its encoder cuts it into tokens.
 
         Raises:
-            PromptError: the text asks for weights, which this encoder does not know.
+            PromptError: this is not one text.
         """
         if not isinstance(text, str):
             raise PromptError("MicroWan's text encoder takes one text at a time")

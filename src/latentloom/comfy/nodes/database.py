@@ -5,6 +5,7 @@ from datetime import timedelta
 from latentloom.comfy.schema import Node, Output, Shown, Widget
 from latentloom.comfy.store import ID_LETTERS, open_store, short_ids
 from latentloom.storage import EmbeddingStore
+from latentloom.storage.byte_sizes import in_words
 from latentloom.storage.embedding_entries import EmbeddingEntry, Operation
 
 ACTIONS = ("stats", "cleanup", "list_recent")
@@ -33,17 +34,16 @@ def every_time(action: str, cleanup_days: int, cleanup_min_access: int) -> float
 
 def _stats(store: EmbeddingStore) -> str:
     stats = store.stats()
-    lines = [
-        f"{store.path}: {stats.num_embeddings} embeddings, {stats.num_tokens} tokens, {_size(stats.file_bytes)} on disk"
-    ]
+    size = in_words(stats.file_bytes)
+    lines = [f"{store.path}: {stats.num_embeddings} embeddings, {stats.num_tokens} tokens, {size} on disk"]
     if stats.ratio_to_padded is not None and stats.ratio_to_true is not None:
         lines += [
-            f"  tokens compressed to {_size(stats.stored_bytes)}: {stats.ratio_to_padded:.1f} times smaller than "
+            f"  tokens compressed to {in_words(stats.stored_bytes)}: {stats.ratio_to_padded:.1f} times smaller than "
             f"padded float32, {stats.ratio_to_true:.2f} times smaller than the true tokens in 16 bits",
             f"  cached: {stats.num_analyses} analyses, {stats.num_similarities} similarities",
         ]
     lines += [
-        f"  {group.num_embeddings:6} {group.kind}, {group.encoder}, {group.dtype}, {_size(group.stored_bytes)}"
+        f"  {group.num_embeddings:6} {group.kind}, {group.encoder}, {group.dtype}, {in_words(group.stored_bytes)}"
         for group in stats.groups
     ]
     if stats.operations:
@@ -61,7 +61,7 @@ def _clean(store: EmbeddingStore, days: int, min_access: int) -> str:
     if not result.removed:
         return f"{store.path}: nothing is {rule}; nothing was removed"
     lines = [
-        f"{store.path}: {len(result.removed)} embeddings removed ({rule}), {_size(result.stored_bytes)} of tokens",
+        f"{store.path}: {len(result.removed)} embeddings removed ({rule}), {in_words(result.stored_bytes)} of tokens",
         *(f"  {_entry(entry)}" for entry in result.removed[:RECENT]),
     ]
     if len(result.removed) > RECENT:
@@ -95,14 +95,6 @@ def _operation(operation: Operation) -> str:
         f"{operation.number} {operation.created:%Y-%m-%d %H:%M} {operation.kind}({short_ids(operation.inputs)}) -> "
         f"{made}{more}; {settings}; {1000 * operation.seconds:.1f} ms"
     )
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} GB"
 
 
 DATABASE = Node(
