@@ -96,4 +96,7 @@ $(STAMP):
 	@# scripts of a moved or copied .venv name the old place, so it is made anew
 	@grep -qsF '$(CURDIR)/$(BIN)/' $(BIN)/pip && $(BIN)/pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[dev]'
+	@# DeepSpeed looks for the torch that is there, and compiles what it needs only when it is used
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt \
+	  --no-build-isolation -e '.[dev,finetune]'
 	@touch $@
