@@ -42,7 +42,8 @@ _DIFFUSERS_FOLDERS: dict[str, tuple[Role, str | None]] = {
 }
 _COMFY_FOLDERS = ("diffusion_models", "unet", "text_encoders", "clip", "vae", "checkpoints")
 _TOKENIZER_FOLDERS = ("tokenizer", "google/umt5-xxl")
-_PREFIXES: dict[Role, tuple[str, ...]] = {
+# What may stand before every key of a model.
+PREFIXES: dict[Role, tuple[str, ...]] = {
     "transformer": ("model.diffusion_model.", "diffusion_model.", ""),
     "text_encoder": ("text_encoders.umt5xxl.transformer.", "text_encoders.umt5xxl.", ""),
     "vae": ("first_stage_model.", "vae.", ""),
@@ -276,7 +277,7 @@ def _components_in(shards: Shards, expert: str | None, record: Mapping[str, Any]
         return
     keys = shards.tensors.keys()
     beside = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    for role, prefixes in _PREFIXES.items():
+    for role, prefixes in PREFIXES.items():
         for prefix in prefixes:
             naming = _naming(role, prefix, keys)
             if naming is None:
