@@ -27,7 +27,9 @@ PUBLIC = {
         "measure_bottleneck multiply noised normalize project record_pairs relative_difference "
         "save_activations save_control scale steer weighted_sum"
     ),
-    "latentloom.training": "WeightAverage load_state make_optimizers save_state set_learning_rate trapezoid",
+    "latentloom.training": (
+        "Curve WeightAverage load_state make_optimizers read_curve save_state set_learning_rate trapezoid"
+    ),
     "latentloom.tensors": "SentenceVector TextEmbeddings VideoLatents",
     "latentloom.storage": (
         "EmbeddingStore atomic_write encode_mp4 load_object read_header read_module read_npz read_pt read_video "

@@ -1,11 +1,11 @@
-"""What the training stages share: randomness by step, one clipped step, a curve that survives a stop."""
+"""What the training stages share: randomness by step, and one clipped step."""
 
 import pytest
 import torch
 from torch import nn
 from torch.optim import SGD
 
-from latentloom.micro.loop import Curve, read_curve, step_generator, take_step
+from latentloom.micro.loop import step_generator, take_step
 
 
 def test_each_step_of_each_process_and_seed_draws_its_own_numbers_again_and_again():
@@ -45,30 +45,3 @@ def test_gradients_do_not_pile_up_from_step_to_step_and_unused_weights_stay():
         take_step(used(torch.tensor([[0.1, 0.2]])).sum(), [used, unused], [optimizer])
     assert torch.allclose(start - used.weight, torch.tensor([[0.3, 0.6]]))
     assert all(torch.equal(old, new) for old, new in zip(before, unused.parameters(), strict=True))
-
-
-def test_a_resumed_curve_drops_the_lines_past_its_first_step(tmp_path):
-    path = tmp_path / "curve.jsonl"
-    curve = Curve(path, 0)
-    for step in range(5):
-        curve.append(step, loss=1 / (step + 1))
-    resumed = Curve(path, 3)
-    resumed.append(3, loss=9.0)
-    assert [(line["step"], line["loss"]) for line in read_curve(path)] == [(0, 1), (1, 0.5), (2, 0.333333), (3, 9)]
-
-
-def test_the_seconds_of_a_resumed_curve_go_on_from_the_last_kept_line(tmp_path):
-    path = tmp_path / "curve.jsonl"
-    path.write_text('{"step": 0, "seconds": 100.0, "loss": 1.0}\n{"step": 9, "seconds": 900.0, "loss": 1.0}\n')
-    Curve(path, 5).append(5, loss=0.5)
-    seconds = [line["seconds"] for line in read_curve(path)]
-    assert seconds[0] == 100.0
-    assert 100.0 <= seconds[1] < 110.0
-    assert len(seconds) == 2
-
-
-def test_a_run_from_the_start_begins_an_empty_curve(tmp_path):
-    path = tmp_path / "curve.jsonl"
-    Curve(path, 0).append(0, loss=1.0)
-    Curve(path, 0)
-    assert read_curve(path) == []

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from latentloom.micro import train_text as stage
 from latentloom.micro.config import TextConfig
-from latentloom.micro.loop import read_curve
 from latentloom.micro.tokenizer import EOS_ID, PAD_ID, UNK_ID, make_tokenizer
 from latentloom.micro.train_text import load_trained_encoder, make_text_encoder, train_text
+from latentloom.training import read_curve
 from latentloom.wan.text_encoder import WanTextEncoder
 
 

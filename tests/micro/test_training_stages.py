@@ -13,11 +13,11 @@ from latentloom.micro import train_text, train_transformer, train_vae
 from latentloom.micro.attributes import split
 from latentloom.micro.config import BuildConfig
 from latentloom.micro.latents import encode_world, load_latents, load_trained_vae
-from latentloom.micro.loop import read_curve
 from latentloom.micro.train_transformer import with_noise
 from latentloom.micro.train_vae import encode_mean, make_vae
 from latentloom.micro.world import draw_clips
 from latentloom.tensors import TextEmbeddings
+from latentloom.training import read_curve
 
 
 class InterruptionError(Exception):

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from latentloom.wan.shipped import micro_wan_weights
+
 
 def default_checkpoint() -> Path:
     """The folder of the shipped MicroWan weights, in diffusers layout; the default of every `--ckpt-root`."""
-    return Path(__file__).parent / "weights"
+    return micro_wan_weights()
 
 
 __all__ = ["default_checkpoint"]

@@ -14,7 +14,6 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from latentloom.errors import ConfigError, FileError
 from latentloom.micro.config import NUM_PROCESSES, BuildConfig
 from latentloom.micro.latents import encode_world, latent_statistics, load_latents, load_trained_vae
-from latentloom.micro.loop import read_curve
 from latentloom.micro.model_card import model_card
 from latentloom.micro.tokenizer import make_tokenizer
 from latentloom.micro.train_text import load_trained_encoder, train_text
@@ -22,7 +21,7 @@ from latentloom.micro.train_transformer import make_transformer, train_transform
 from latentloom.micro.train_vae import train_vae
 from latentloom.runs import RunFolder, launch_processes, to_toml
 from latentloom.storage import replace_folder, write_json, write_text
-from latentloom.training import load_state
+from latentloom.training import load_state, read_curve
 from latentloom.wan import facts
 
 logger = logging.getLogger(__name__)

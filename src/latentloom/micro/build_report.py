@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from latentloom.micro.build import CURVES
-from latentloom.micro.loop import read_curve
 from latentloom.runs import Report
+from latentloom.training import read_curve
 
 _STEPS_PER_POINT = 20
 

@@ -15,10 +15,10 @@ from transformers import UMT5Config, UMT5EncoderModel
 from latentloom.micro.attributes import split
 from latentloom.micro.captions import reading_text
 from latentloom.micro.config import NUM_PROCESSES, TextConfig
-from latentloom.micro.loop import Curve, step_generator, take_step
+from latentloom.micro.loop import step_generator, take_step
 from latentloom.micro.tokenizer import EOS_ID, PAD_ID, UNK_ID, make_tokenizer
 from latentloom.runs import track
-from latentloom.training import load_state, make_optimizers, save_state, set_learning_rate, trapezoid
+from latentloom.training import Curve, load_state, make_optimizers, save_state, set_learning_rate, trapezoid
 from latentloom.wan.text_encoder import WanTextEncoder
 
 _WARMUP = 20

@@ -10,12 +10,20 @@ from torch import Tensor, nn
 from latentloom.micro.captions import training_caption
 from latentloom.micro.config import NUM_PROCESSES, BuildConfig, TransformerConfig
 from latentloom.micro.latents import latent_statistics, load_latents
-from latentloom.micro.loop import Curve, step_generator, take_step
+from latentloom.micro.loop import step_generator, take_step
 from latentloom.micro.tokenizer import make_tokenizer
 from latentloom.micro.train_text import load_trained_encoder
 from latentloom.runs import track
 from latentloom.tensors import TextEmbeddings
-from latentloom.training import WeightAverage, load_state, make_optimizers, save_state, set_learning_rate, trapezoid
+from latentloom.training import (
+    Curve,
+    WeightAverage,
+    load_state,
+    make_optimizers,
+    save_state,
+    set_learning_rate,
+    trapezoid,
+)
 from latentloom.wan.folded_padding import fold_padding
 from latentloom.wan.text_encoder import WanTextEncoder
 

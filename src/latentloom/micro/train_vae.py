@@ -11,10 +11,18 @@ from torch import Tensor, nn
 
 from latentloom.micro.attributes import all_attributes
 from latentloom.micro.config import NUM_PROCESSES, VaeConfig
-from latentloom.micro.loop import Curve, step_generator, take_step
+from latentloom.micro.loop import step_generator, take_step
 from latentloom.micro.world import draw_scene, sample_scene
 from latentloom.runs import track
-from latentloom.training import WeightAverage, load_state, make_optimizers, save_state, set_learning_rate, trapezoid
+from latentloom.training import (
+    Curve,
+    WeightAverage,
+    load_state,
+    make_optimizers,
+    save_state,
+    set_learning_rate,
+    trapezoid,
+)
 
 #: Standard deviation of the noise on latents while training: the decoder must not rely on the last digits.
 _LATENT_NOISE = 0.1

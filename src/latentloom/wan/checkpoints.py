@@ -7,9 +7,9 @@ more than the model and one tensor are held.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import init_empty_weights
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
 from latentloom.errors import CheckpointError
-from latentloom.wan.layouts import Checkpoint, Component, recognise
+from latentloom.wan.layouts import Checkpoint, Component, Role, recognise
 from latentloom.wan.summary import CheckpointSummary, ModelSummary, inspect
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "CheckpointSummary",
     "ModelSummary",
     "build_empty",
+    "fill",
     "inspect",
     "load_text_encoder",
     "load_tokenizer",
@@ -34,6 +35,8 @@ __all__ = [
     "load_vae",
     "recognise",
 ]
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def load_transformer(
@@ -55,7 +58,7 @@ def load_transformer(
         CheckpointError: the model is not there, or keys or shapes are not those of a Wan transformer.
     """
     component = recognise(root).component("transformer", expert)
-    return _fill(build_empty(component), component, dtype, device, WanTransformer3DModel._keep_in_fp32_modules)
+    return fill(build_empty(component), component, dtype, device)
 
 
 def load_text_encoder(
@@ -63,9 +66,7 @@ def load_text_encoder(
 ) -> UMT5EncoderModel:
     """The UMT5 encoder of a checkpoint in any layout, in evaluation mode; arguments as for load_transformer."""
     component = recognise(root).component("text_encoder")
-    # transformers keeps these in float32 for float16 only: bfloat16 has the range they need.
-    wide = UMT5EncoderModel._keep_in_fp32_modules if dtype == torch.float16 else None
-    return _fill(build_empty(component), component, dtype, device, wide)
+    return fill(build_empty(component), component, dtype, device)
 
 
 def load_vae(
@@ -73,7 +74,7 @@ def load_vae(
 ) -> AutoencoderKLWan:
     """The autoencoder of a checkpoint in any layout, in evaluation mode; arguments as for load_transformer."""
     component = recognise(root).component("vae")
-    return _fill(build_empty(component), component, dtype, device, None)
+    return fill(build_empty(component), component, dtype, device)
 
 
 def load_tokenizer(root: Path) -> PreTrainedTokenizerBase:
@@ -151,25 +152,46 @@ _NOT_IN_SHAPES = {"eps", "feed_forward_proj", "patch_size", "latents_mean", "lat
 _NOT_IN_SHAPES |= {"scale_factor_temporal", "scale_factor_spatial"}
 
 
-def _fill(
-    model: Any,
+def fill(
+    model: Model,
     component: Component,
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
-    keep_in_float32: Iterable[str] | None,
-) -> Any:
-    """The module with its parameters taken from the component, one stored tensor after the other."""
-    prefix, ours = component.prefix, {key: name for name, key in component.names.items()}
-    wide = set(keep_in_float32 or ()) if dtype != torch.float64 else set()
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    only: Callable[[str], bool] = lambda name: True,
+) -> Model:
+    """The model of `build_empty` with its parameters read from the component, one stored tensor after the other.
+
+    Args:
+        model: from `build_empty(component)`.
+        component: where the weights are.
+        dtype, device: see load_transformer.
+        only: by parameter name, which ones are read; the others stay on the meta device.
+    """
+    prefix, ours = component.prefix, {key: name for name, key in component.names.items() if only(name)}
+    wide = _kept_in_float32(component.role, dtype)
     for key, tensor in component.shards.read([prefix + key for key in ours]):
         name = ours[key.removeprefix(prefix)]
-        target = torch.float32 if dtype is not None and wide & set(name.split(".")) else dtype
+        target = torch.float32 if wide & set(name.split(".")) else dtype
         moved = tensor.to(device=device or "cpu", dtype=target or tensor.dtype, copy=True)
         owner, _, leaf = name.rpartition(".")
         model.get_submodule(owner).register_parameter(leaf, nn.Parameter(moved, requires_grad=False))
-    if hasattr(model, "tie_weights"):
-        model.tie_weights()
-    return model.to(device) if device is not None else model
+    tie_weights = getattr(model, "tie_weights", None)
+    if callable(tie_weights):
+        tie_weights()
+    for owner in model.modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            setattr(owner, name, buffer.to(device) if device is not None else buffer)
+    return model
+
+
+def _kept_in_float32(role: Role, dtype: torch.dtype | None) -> set[str]:
+    """Parts of names whose parameters stay in float32 under a narrower type."""
+    if role == "transformer" and dtype not in (None, torch.float64):
+        return set(WanTransformer3DModel._keep_in_fp32_modules or ())
+    if role == "text_encoder" and dtype == torch.float16:
+        # transformers keeps these in float32 for float16 only: bfloat16 has the range they need.
+        return set(UMT5EncoderModel._keep_in_fp32_modules or ())
+    return set()
 
 
 def _untied_parameters(model: nn.Module) -> dict[str, Tensor]:
