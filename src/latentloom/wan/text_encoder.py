@@ -1,7 +1,5 @@
 """Prompts as Wan reads them: cleaned, encoded by UMT5 under the mask, cut to their true length."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 
@@ -12,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, UMT5EncoderMo
 
 from latentloom.errors import PromptError
 from latentloom.tensors import TextEmbeddings
+from latentloom.wan.fingerprint import ENCODER_SIZES, fingerprint
 from latentloom.wan.prompt_cleaning import clean
 
 logger = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ class WanTextEncoder:
         Hashes the configuration, the vocabulary and at most 256 evenly spaced values of every weight, rounded to
         bfloat16: loading the same checkpoint in float32 or bfloat16 gives the same fingerprint, training changes it.
         """
-        return encoder_fingerprint(self.model, self.tokenizer, ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers"))
+        return encoder_fingerprint(self.model, self.tokenizer, ENCODER_SIZES)
 
     def _encode_batch(self, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> TextEmbeddings:
         longest = max(1, int(mask.sum(dim=1).max()))
@@ -116,12 +115,5 @@ def encoder_fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         tokenizer: its tokenizer.
         sizes: names of the settings that count.
     """
-    digest = hashlib.sha256()
-    digest.update(json.dumps({name: getattr(model.config, name) for name in sizes}, sort_keys=True).encode())
-    digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
-    for name, weight in sorted(model.named_parameters()):
-        values = weight.detach().flatten()
-        sample = values[:: max(1, values.numel() // 256)][:256].to(torch.bfloat16)
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        digest.update(sample.view(torch.int16).cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    settings = {name: getattr(model.config, name) for name in sizes}
+    return fingerprint([settings, sorted(tokenizer.get_vocab().items())], model.named_parameters())
