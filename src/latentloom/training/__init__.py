@@ -1,4 +1,4 @@
-"""Parts that training loops are made of: optimizers, schedules, averaged weights, checkpoints, curves. There is no Trainer."""
+"""Parts that training loops are made of: optimizers, schedules, averages, checkpoints, curves. There is no Trainer."""
 
 from latentloom.training.checkpointing import load_state, save_state
 from latentloom.training.curve import Curve, read_curve

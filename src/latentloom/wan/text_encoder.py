@@ -61,19 +61,8 @@ class WanTextEncoder:
     def tokenize(
         self, prompts: Sequence[str], max_length: int = MAX_TOKENS
     ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
-        """Clean and tokenize prompts, padded on the right to the longest, with a mask that is true on tokens."""
-        cleaned = [clean(prompt) for prompt in _as_list(prompts)]
-        rows = self.tokenizer(cleaned, truncation=True, max_length=max_length)["input_ids"]
-        self._warn_of_cuts(cleaned, [len(row) for row in rows], max_length)
-        # What stands under the mask has no effect, so zeros do, whatever the tokenizer's padding token.
-        # A tokenizer without </s> makes nothing of an empty prompt; one masked column keeps the input valid.
-        longest = max(1, *(len(row) for row in rows))
-        ids = torch.zeros((len(rows), longest), dtype=torch.long)
-        mask = torch.zeros((len(rows), longest), dtype=torch.bool)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
-            mask[index, : len(row)] = True
-        return ids, mask
+        """The prompts' tokens, as the function `tokenize` gives them."""
+        return tokenize(self.tokenizer, prompts, max_length)
 
     def fingerprint(self) -> str:
         """Identify encoder and tokenizer in 16 hex digits, so that stored embeddings can tell where they come from.
@@ -90,13 +79,32 @@ class WanTextEncoder:
         hidden = self.model(ids, attention_mask=mask.long()).last_hidden_state
         return TextEmbeddings.from_padded(hidden, mask=mask)
 
-    def _warn_of_cuts(self, cleaned: list[str], num_kept: list[int], max_length: int) -> None:
-        for index, (prompt, kept) in enumerate(zip(cleaned, num_kept, strict=True)):
-            if kept < max_length:
-                continue
-            num_tokens = len(self.tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
-            if num_tokens > max_length:
-                logger.warning("prompt %d has %d tokens; only the first %d are used", index, num_tokens, max_length)
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int = MAX_TOKENS
+) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
+    """Clean and tokenize prompts, padded on the right to the longest, with a mask that is true on tokens."""
+    cleaned = [clean(prompt) for prompt in _as_list(prompts)]
+    rows = tokenizer(cleaned, truncation=True, max_length=max_length)["input_ids"]
+    _warn_of_cuts(tokenizer, cleaned, [len(row) for row in rows], max_length)
+    # What stands under the mask has no effect, so zeros do, whatever the tokenizer's padding token.
+    # A tokenizer without </s> makes nothing of an empty prompt; one masked column keeps the input valid.
+    longest = max(1, *(len(row) for row in rows))
+    ids = torch.zeros((len(rows), longest), dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[index, : len(row)] = True
+    return ids, mask
+
+
+def _warn_of_cuts(tokenizer: PreTrainedTokenizerBase, cleaned: list[str], num_kept: list[int], max_length: int) -> None:
+    for index, (prompt, kept) in enumerate(zip(cleaned, num_kept, strict=True)):
+        if kept < max_length:
+            continue
+        num_tokens = len(tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
+        if num_tokens > max_length:
+            logger.warning("prompt %d has %d tokens; only the first %d are used", index, num_tokens, max_length)
 
 
 def _as_list(prompts: Sequence[str]) -> Sequence[str]:
