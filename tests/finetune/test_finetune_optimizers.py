@@ -111,18 +111,21 @@ def test_a_rate_that_is_set_between_steps_is_the_one_that_is_taken(kind):
     assert not any(torch.equal(weight, weights_for(config)[name]) for name, weight in weights.items())
 
 
+def size_of(weights: dict[str, nn.Parameter]) -> float:
+    return sum(weight.detach().float().abs().sum().item() for weight in weights.values() if weight.ndim > 1)
+
+
 def decayed(kind: str, steps: int) -> float:
     """By what factor weights shrink whose gradient is zero."""
     config = config_of(kind, lr=1e-4, weight_decay=0.5)
     weights = weights_for(config)
-    before = sum(weight.float().abs().sum() for weight in weights.values() if weight.ndim > 1)
+    before = size_of(weights)
     optimizer = make_optimizer(config, {"te": list(weights.items())})
     for _ in range(steps):
         for weight in weights.values():
             weight.grad = torch.zeros_like(weight)
         optimizer.step()
-    after = sum(weight.float().abs().sum() for weight in weights.values() if weight.ndim > 1)
-    return (after / before).item()
+    return size_of(weights) / before
 
 
 @pytest.mark.parametrize("kind", TYPES)
