@@ -44,11 +44,11 @@ def test_a_run_that_is_saved_and_loaded_ends_with_the_same_bits_as_one_that_was_
 
     first = make_optimizer(config, {"dit": list(halves.items())}, seed=3)
     step_on(halves, first, range(4))
-    stored = {key: value.clone() for key, value in optimizer_state(first, halves.items()).items()}
+    stored = {key: value.clone() for key, value in optimizer_state(first, halves).items()}
     resumed = {name: nn.Parameter(weight.detach().clone()) for name, weight in halves.items()}
     second = make_optimizer(config, {"dit": list(resumed.items())}, seed=3)
     torch.manual_seed(99)
-    load_optimizer_state(second, resumed.items(), load(save(stored)))
+    load_optimizer_state(second, resumed, load(save(stored)))
     step_on(resumed, second, range(4, 6))
     for name, weight in whole.items():
         assert torch.equal(weight, resumed[name]), name
@@ -61,14 +61,14 @@ def test_a_state_is_found_by_name_whatever_the_order_and_without_the_weights_of_
     weights = weights_for(config)
     optimizer = make_optimizer(config, {"dit": list(weights.items())})
     step_on(weights, optimizer, range(2))
-    stored = optimizer_state(optimizer, weights.items())
+    stored = optimizer_state(optimizer, weights)
     assert {key.rpartition("/")[0] for key in stored} == set(SHAPES)
     part = {name: nn.Parameter(weights[name].detach().clone()) for name in ("norm.bias", "blocks.0.q.weight")}
     other = make_optimizer(config, {"dit": list(part.items())})
-    load_optimizer_state(other, part.items(), stored)
+    load_optimizer_state(other, part, stored)
     step_on({name: weights[name] for name in part}, optimizer, range(2, 3))
     step_on(part, other, range(2, 3))
-    again, expected = optimizer_state(other, part.items()), optimizer_state(optimizer, weights.items())
+    again, expected = optimizer_state(other, part), optimizer_state(optimizer, weights)
     assert again
     assert all(torch.equal(value, expected[key]) for key, value in again.items())
 
@@ -78,7 +78,7 @@ def test_without_parameters_a_step_does_nothing(kind):
     optimizer = make_optimizer(config_of(kind), {"te": [], "dit": []})
     optimizer.step()
     optimizer.zero_grad()
-    assert optimizer_state(optimizer, []) == {}
+    assert optimizer_state(optimizer, {}) == {}
     assert [group["peak_lr"] for group in optimizer.param_groups] == [1e-3]
 
 
@@ -251,6 +251,6 @@ def test_the_state_of_a_weight_of_another_size_is_refused_by_name():
     with pytest.raises(CheckpointError, match=r"of a has the shape \(3, 4\), the weight \(4, 4\)"):
         load_optimizer_state(
             make_optimizer(config, {"dit": list(other.items())}),
-            other.items(),
-            optimizer_state(optimizer, weights.items()),
+            other,
+            optimizer_state(optimizer, weights),
         )

@@ -1,6 +1,6 @@
 """What an optimizer remembers, as tensors under the names of the weights it moves."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -18,17 +18,17 @@ class TakesStateApart(Protocol):
     def from_tensors(self, parameter: nn.Parameter, state: dict[str, Any]) -> dict[str, Any]: ...
 
 
-def optimizer_state(optimizer: Optimizer, named: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+def optimizer_state(optimizer: Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """The optimizer's memory of these weights as plain tensors `<name>/<entry>`; rates are not part of it.
 
     A weight that never had a gradient has no entries. Tensors are not copied.
 
     Args:
         optimizer: of any kind that `latentloom.finetune.optimizers.make_optimizer` makes.
-        named: weights with the names they are stored under; names hold no slash.
+        named: weights by the names they are stored under; names hold no slash.
     """
     tensors: dict[str, Tensor] = {}
-    for name, parameter in named:
+    for name, parameter in named.items():
         state = optimizer.state.get(parameter, {})
         parts = optimizer.to_tensors(state) if isinstance(optimizer, TakesStateApart) else state
         # A Python integer becomes an int64 tensor without dimensions; no optimizer here keeps such a tensor itself.
@@ -37,13 +37,13 @@ def optimizer_state(optimizer: Optimizer, named: Iterable[tuple[str, nn.Paramete
 
 
 def load_optimizer_state(
-    optimizer: Optimizer, named: Iterable[tuple[str, nn.Parameter]], tensors: Mapping[str, Tensor]
+    optimizer: Optimizer, named: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
 ) -> None:
     """Make the optimizer go on as the one that `optimizer_state` was read from.
 
     Args:
         optimizer: of the same kind, over these weights.
-        named: weights with the names their state is stored under.
+        named: weights by the names their state is stored under.
         tensors: by `<name>/<entry>`; those of other weights are left alone, so a stage can be given the whole run's.
 
     Raises:
@@ -53,7 +53,7 @@ def load_optimizer_state(
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
         entries.setdefault(name, {})[entry] = value
-    for name, parameter in named:
+    for name, parameter in named.items():
         if name not in entries:
             optimizer.state.pop(parameter, None)
             continue
