@@ -1,5 +1,6 @@
 """The trainer's settings, as the document's TOML files name them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -162,3 +163,57 @@ class FinetuneConfig(Config):
     model: ModelConfig = ModelConfig()
     adapter: AdapterConfig | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
+
+    @model_validator(mode="after")
+    def _can_train(self) -> "FinetuneConfig":
+        for is_wrong, message in _contradictions(self):
+            if is_wrong:
+                raise ValueError(message)
+        return self
+
+
+def _contradictions(config: FinetuneConfig) -> Iterator[tuple[bool, str]]:
+    """Pairs of settings that cannot train together, or of which one would have no effect."""
+    model, optimizer, adapter = config.model, config.optimizer, config.adapter
+    trains_text = model.train_text_encoder
+    yield (
+        trains_text and model.cache_text_embeddings,
+        "model.train_text_encoder = true cannot train with model.cache_text_embeddings = true, which bypasses the "
+        "encoder; set model.cache_text_embeddings = false",
+    )
+    yield (
+        not trains_text and adapter is None,
+        "nothing would be trained: add an [adapter] section, or set model.train_text_encoder = true",
+    )
+    yield (
+        not model.freeze_transformer,
+        "model.freeze_transformer = false, training the whole transformer, is not offered; set it to true and add an "
+        "[adapter] section",
+    )
+    for key, is_set in (
+        ("model.text_train_blocks", model.text_train_blocks > 0),
+        ("model.text_anchor_weight", model.text_anchor_weight > 0),
+        ("model.text_dropout", model.text_dropout > 0),
+        ("model.save_text_encoder_full", model.save_text_encoder_full),
+        ("optimizer.lr_te", optimizer.lr_te is not None),
+    ):
+        yield is_set and not trains_text, f"{key} has no effect with model.train_text_encoder = false; leave it out"
+    for key, is_set in (
+        ("model.save_diffusion_model", model.save_diffusion_model),
+        ("blocks_to_swap", config.blocks_to_swap > 0),
+        ("optimizer.lr_dit", optimizer.lr_dit is not None),
+    ):
+        yield is_set and adapter is None, f"{key} has no effect without an [adapter] section; leave it out"
+    yield (
+        trains_text and config.blocks_to_swap > 0,
+        "blocks_to_swap is for LoRA only; set it to 0 with model.train_text_encoder = true",
+    )
+    yield (
+        model.caption_aug.enable and model.cache_text_embeddings,
+        "model.caption_aug.enable = true has no effect on texts that come from the cache; set "
+        "model.cache_text_embeddings = false",
+    )
+    yield (
+        config.pipeline_stages > 1 and bool(config.sample_every_n_epochs),
+        "sample_every_n_epochs needs the whole model in one process; set it to 0 with pipeline_stages above 1",
+    )
