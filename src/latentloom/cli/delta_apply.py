@@ -50,15 +50,20 @@ def command(
     emit_json(json_file, {"file": str(out), "num_prompts": len(after), "mean_relative_change": moved, "delta": applied})
 
 
-def one_strength_each(adapters: list[Path], strengths: list[float] | None) -> list[float]:
+def one_strength_each(adapters: list[Path], strengths: list[float] | None, option: str = "--delta") -> list[float]:
     """A finite strength per adapter; a single one serves all.
+
+    Args:
+        adapters: their files.
+        strengths: as given.
+        option: what gives an adapter on the command line; its strength is `OPTION-strength`.
 
     Raises:
         ConfigError: another number of strengths, one that is not finite, or strengths of no adapter.
     """
     strengths = strengths or []
     if strengths and not adapters:
-        raise ConfigError("--delta-strength was given without --delta; give the adapter's file too, or drop it")
+        raise ConfigError(f"{option}-strength was given without {option}; give the adapter's file too, or drop it")
     if not all(math.isfinite(strength) for strength in strengths):
         raise ConfigError(f"strengths {strengths}; give finite numbers, 1 is as trained")
     if len(strengths) < 2:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from latentloom.cli.finetuned import TextEncoderOption
 from latentloom.cli.model import DeviceOption, DtypeOption, checkpoint_or_default, load_text_encoder
 from latentloom.cli.options import CkptRootOption, JsonOption, emit_json
 from latentloom.cli.prompts import PromptsFileOption, collect_prompts
@@ -47,6 +48,7 @@ def command(
         typer.Argument(metavar="PROMPT", callback=refuse_mistaken_verb, help="Texts, each in quotes."),
     ] = None,
     prompts_file: PromptsFileOption = None,
+    text_encoder: TextEncoderOption = None,
     ckpt_root: CkptRootOption = None,
     out: Annotated[Path, typer.Option("--out", help="The safetensors file to write.")] = Path("embeddings.safetensors"),
     device: DeviceOption = None,
@@ -60,7 +62,7 @@ def command(
     with clock.time("load"):
         from latentloom.storage import save_object
 
-        encoder = load_text_encoder(root, device, dtype)
+        encoder = load_text_encoder(root, device, dtype, text_encoder)
     with clock.time("encoding"):
         embeddings = encoder.encode(texts).to("cpu")
 
@@ -71,5 +73,6 @@ def command(
     }
     save_object(out, embeddings, record)
     typer.echo(f"{out}: {len(embeddings)} prompts, {len(embeddings.tokens)} tokens of {embeddings.dim} channels")
+    sources = {"ckpt_root": str(root), "text_encoder": None if text_encoder is None else str(text_encoder)}
     measured = {"file": str(out), "lengths": embeddings.lengths.tolist(), "dim": embeddings.dim}
-    emit_json(json_file, {**record, **measured, "ckpt_root": str(root), "seconds": clock.seconds})
+    emit_json(json_file, {**record, **measured, **sources, "seconds": clock.seconds})

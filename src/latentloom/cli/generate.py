@@ -8,6 +8,7 @@ import typer
 
 from latentloom.cli.clip_files import clip_files, write_clips
 from latentloom.cli.delta_apply import DeltaOption, DeltaStrengthOption, adjust, one_strength_each
+from latentloom.cli.finetuned import LoraOption, LoraStrengthOption, TextEncoderOption, choose_finetuned
 from latentloom.cli.model import DeviceOption, DtypeOption, checkpoint_or_default, torch_dtype
 from latentloom.cli.options import CkptRootOption, JsonOption, emit_json
 from latentloom.cli.prompts import PromptsArgument, PromptsFileOption, collect_prompts
@@ -53,6 +54,9 @@ def command(
     embeddings_file: EmbeddingsOption = None,
     delta: DeltaOption = None,
     delta_strength: DeltaStrengthOption = None,
+    lora: LoraOption = None,
+    lora_strength: LoraStrengthOption = None,
+    text_encoder: TextEncoderOption = None,
     ckpt_root: CkptRootOption = None,
     out: OutOption = Path("clip.mp4"),
     seed: SeedOption = None,
@@ -84,9 +88,10 @@ def command(
         plan = Plan.for_model(root, seeds, (num_frames, height, width), steps, guidance, shift, sampler)
         if negative_prompt and not plan.settings.is_guided:
             raise ConfigError("--negative-prompt has no effect without guidance; drop it, or give --guidance above 1")
+        trained = choose_finetuned(lora, lora_strength, text_encoder, plan.facts)
         from latentloom.wan.pipeline import WanPipeline
 
-        pipeline = WanPipeline.load(root, torch_dtype(dtype), device, offload, fp8)
+        pipeline = WanPipeline.load(root, torch_dtype(dtype), device, offload, fp8, trained.prepare)
     with clock.time("encoding"):
         encoded = pipeline.encode(captions if embeddings is None else embeddings)
         if delta:
@@ -110,7 +115,7 @@ def command(
     placement = {"device": str(pipeline.device), "dtype": str(pipeline.dtype).removeprefix("torch.")}
     adapters = [{"file": str(file), "strength": value} for file, value in zip(delta or [], strengths, strict=True)]
     outcome = {"delta": adapters, "files": [str(file) for file in files], "prompts": captions, "seconds": clock.seconds}
-    emit_json(json_file, {"ckpt_root": str(root), **plan.as_json(), **placement, **outcome})
+    emit_json(json_file, {"ckpt_root": str(root), **trained.as_json(), **plan.as_json(), **placement, **outcome})
 
 
 def read_inputs(

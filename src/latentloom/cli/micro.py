@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentloom.cli.accuracy_table import print_accuracy
+from latentloom.cli.finetuned import LoraOption, LoraStrengthOption, TextEncoderOption, choose_finetuned
 from latentloom.cli.model import checkpoint_or_default
 from latentloom.cli.options import CkptRootOption, JsonOption, emit_json
 from latentloom.errors import ConfigError, FileError
@@ -62,6 +63,9 @@ def score(
     sets: Annotated[
         str | None, typer.Option("--sets", help="Names of prompt sets, comma-separated; default all.")
     ] = None,
+    lora: LoraOption = None,
+    lora_strength: LoraStrengthOption = None,
+    text_encoder: TextEncoderOption = None,
     ckpt_root: CkptRootOption = None,
     seed: SeedOption = 0,
     out: Annotated[
@@ -81,7 +85,8 @@ def score(
             f"{root} is {facts.title}, which makes clips of {facts.width}x{facts.height}: "
             "the reader knows MicroWan's square world alone"
         )
-    pipeline = WanPipeline.load(root)
+    trained = choose_finetuned(lora, lora_strength, text_encoder, facts)
+    pipeline = WanPipeline.load(root, prepare=trained.prepare)
     ceilings = evaluate_reader(pipeline, next(iter(questions.values())), seed) if prompts is None else []
     results = [*(evaluate(pipeline, name, asked, seed) for name, asked in questions.items()), *ceilings]
     print_accuracy(results)
@@ -89,7 +94,7 @@ def score(
         from latentloom.micro.report import write_report
 
         typer.echo(f"report: {write_report(results, pipeline.facts.fps, out, 'MicroWan: score')}")
-    emit_json(json_file, {"sets": {result.name: result.to_json() for result in results}})
+    emit_json(json_file, {**trained.as_json(), "sets": {result.name: result.to_json() for result in results}})
 
 
 def choose_questions(

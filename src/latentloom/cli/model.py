@@ -30,16 +30,19 @@ def checkpoint_or_default(ckpt_root: Path | None) -> Path:
     return default_checkpoint()
 
 
-def load_text_encoder(root: Path, device: str | None, dtype: Precision | None) -> "WanTextEncoder":
+def load_text_encoder(
+    root: Path, device: str | None, dtype: Precision | None, trained: Path | None = None
+) -> "WanTextEncoder":
     """The text encoder and tokenizer of a checkpoint.
 
     Args:
         root: the checkpoint.
         device: where it computes; the best there is when None.
         dtype: of its weights; when None, bfloat16 on CUDA and float32 elsewhere.
+        trained: a trained encoder's file or folder, whose weights take the place of the checkpoint's.
 
     Raises:
-        CheckpointError: there is no text encoder or no tokenizer.
+        CheckpointError: there is no text encoder or no tokenizer, or the trained one is another model's.
         ConfigError: this machine has no such device.
     """
     from latentloom.runs import choose_device
@@ -49,7 +52,12 @@ def load_text_encoder(root: Path, device: str | None, dtype: Precision | None) -
     where = choose_device(device)
     precision = torch_dtype(dtype or ("bfloat16" if where.type == "cuda" else "float32"))
     tokenizer = checkpoints.load_tokenizer(root)
-    return WanTextEncoder(checkpoints.load_text_encoder(root, dtype=precision, device=where), tokenizer)
+    model = checkpoints.load_text_encoder(root, dtype=precision, device=where)
+    if trained is not None:
+        from latentloom.finetune.encoder_files import load_text_encoder_file
+
+        load_text_encoder_file(model, trained)
+    return WanTextEncoder(model, tokenizer)
 
 
 @overload

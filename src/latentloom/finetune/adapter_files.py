@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -121,11 +121,26 @@ def adapter_file(path: Path) -> Path:
     if path.is_dir() and (path / ADAPTER_FILE).is_file():
         return path / ADAPTER_FILE
     if path.is_dir():
-        held = " and ".join(f"{expert}_noise/" for expert in EXPERTS if (path / f"{expert}_noise").is_dir())
+        held = " or ".join(f"{expert}_noise/" for expert in EXPERTS if (path / f"{expert}_noise").is_dir())
         raise FileError(f"{path} holds no {ADAPTER_FILE}; " + (f"give {held} in it" if held else "give an adapter"))
     if not path.is_file():
         raise FileError(f"{path} does not exist; give an adapter's file or folder")
     return path
+
+
+def files_of_experts(path: Path, experts: Sequence[str]) -> list[Path]:
+    """An adapter's file, or those in `high_noise/` and `low_noise/` of a folder that holds one for each expert.
+
+    Args:
+        path: the file or folder.
+        experts: of the model that they are for; empty where it has only one transformer.
+
+    Raises:
+        FileError: there is none.
+    """
+    inside = [path / f"{expert}_noise" / ADAPTER_FILE for expert in experts]
+    found = [file for file in inside if file.is_file()]
+    return found if found and not (path / ADAPTER_FILE).is_file() else [adapter_file(path)]
 
 
 def expert_in_name(path: Path) -> str | None:
@@ -137,7 +152,12 @@ def expert_in_name(path: Path) -> str | None:
     return None
 
 
-def merge_adapter(transformer: WanTransformer3DModel, adapter: Path | Adapter, strength: float = 1.0) -> None:
+def merge_adapter(
+    transformer: WanTransformer3DModel,
+    adapter: Path | Adapter,
+    strength: float = 1.0,
+    source: str = "the adapter",
+) -> None:
     """Add an adapter to a transformer's weights: W + strength * B @ A, summed in float32, in W's own dtype.
 
     In a dtype narrower than float32 a small change may round away; merge before weights are stored in eight bits.
@@ -146,11 +166,12 @@ def merge_adapter(transformer: WanTransformer3DModel, adapter: Path | Adapter, s
         transformer: changed in place; its weights must be in memory.
         adapter: the file or folder, or what `read_adapter` gave.
         strength: 1 is as trained, 0 changes nothing.
+        source: what errors call an adapter that is given without its path.
 
     Raises:
         CheckpointError: it was made for a transformer of other sizes; nothing is changed then.
     """
-    for weight, (down, up) in _matched(transformer, adapter):
+    for weight, (down, up) in _matched(transformer, adapter, source):
         _add(weight, down, up, strength)
 
 
@@ -162,7 +183,7 @@ def applied_adapter(
 
     Arguments and errors are those of `merge_adapter`. A copy of the adapted weights is kept meanwhile.
     """
-    matched = _matched(transformer, adapter)
+    matched = _matched(transformer, adapter, "the adapter")
     originals = [weight.detach().clone() for weight, _ in matched]
     try:
         for weight, (down, up) in matched:
@@ -254,10 +275,10 @@ def _config_scale(file: Path) -> float:
     return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
 
 
-def _matched(transformer: WanTransformer3DModel, adapter: Path | Adapter) -> list[tuple[Tensor, Pair]]:
+def _matched(transformer: WanTransformer3DModel, adapter: Path | Adapter, source: str) -> list[tuple[Tensor, Pair]]:
     """Every adapted weight with its pair; all are checked before any is changed."""
     pairs = adapter if isinstance(adapter, dict) else read_adapter(adapter)
-    source = "the adapter" if isinstance(adapter, dict) else str(adapter)
+    source = source if isinstance(adapter, dict) else str(adapter)
     weights = dict(transformer.named_parameters())
     matched = []
     for name, (down, up) in pairs.items():

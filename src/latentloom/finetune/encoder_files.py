@@ -10,6 +10,7 @@ from transformers import UMT5EncoderModel
 
 from latentloom.errors import CheckpointError, FileError
 from latentloom.storage import atomic_write, read_header
+from latentloom.wan.checkpoints import load_text_encoder as load_checkpoint_encoder
 from latentloom.wan.keys_text_encoder import TEXT_ENCODER_KEYS
 from latentloom.wan.layouts import PREFIXES, SPIECE_KEY
 from latentloom.wan.shards import Shards
@@ -80,6 +81,22 @@ def load_text_encoder_file(model: UMT5EncoderModel, path: Path) -> list[str]:
     for key, tensor in shards.read(list(names)):
         weights[names[key]].copy_(tensor)
     return sorted(set(names.values()))
+
+
+def complete_text_encoder(path: Path, root: Path, target: Path) -> None:
+    """Write a whole encoder: a checkpoint's, with the weights of a partial file in the place of its own.
+
+    Args:
+        path: the partial file.
+        root: the checkpoint that it was trained from, in any layout; its weights' types are kept.
+        target: the safetensors file to write, in Wan's own keys.
+
+    Raises:
+        CheckpointError: the two do not belong together.
+    """
+    model = load_checkpoint_encoder(root)
+    load_text_encoder_file(model, path)
+    save_text_encoder(target, model.state_dict(), partial=False)
 
 
 def encoder_file(path: Path) -> Path:

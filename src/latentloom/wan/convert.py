@@ -43,6 +43,7 @@ def convert(
     layout: Layout,
     *,
     expert: str | None = None,
+    lender: Path | None = None,
     overwrite: bool = False,
     on_bytes: OnBytes = lambda num_bytes: None,
 ) -> Checkpoint:
@@ -53,6 +54,7 @@ def convert(
         target: the folder to make.
         layout: "official", "diffusers" or "comfy".
         expert: of a pair, convert only "high" or "low"; of a single file, which of the two it is.
+        lender: the checkpoint that a single text encoder was trained from; lends its tokenizer and config.
         overwrite: replace the checkpoint that is at `target`.
         on_bytes: called with the number of bytes written, as they are written.
 
@@ -64,6 +66,8 @@ def convert(
     if layout not in get_args(Layout):
         raise ConfigError(f"no layout is called {layout!r}; choose official, diffusers or comfy")
     found = recognise(source)
+    if lender is not None:
+        found = _lend(found, recognise(lender))
     components = choose(found, expert)
     _refuse_target(Path(source), Path(target), overwrite)
     for component in components:
@@ -92,6 +96,28 @@ def choose(found: Checkpoint, expert: str | None) -> list[Component]:
         return [replace(part, expert=expert) if part.role == "transformer" else part for part in found.components]
     found.component("transformer", expert)
     return [part for part in found.components if part.expert in (None, expert)]
+
+
+def _lend(found: Checkpoint, lender: Checkpoint) -> Checkpoint:
+    """What a single file cannot hold, from the checkpoint it was trained from."""
+    lent = lender.component("text_encoder")
+    components = []
+    for part in found.components:
+        if part.role == "text_encoder":
+            _refuse_another_encoder(part, lent)
+            if part.given_config is None:
+                part = replace(part, given_config=lent.given_config)
+        components.append(part)
+    return replace(found, components=tuple(components), tokenizer=found.tokenizer or lender.tokenizer, lender=lender)
+
+
+def _refuse_another_encoder(part: Component, lent: Component) -> None:
+    for name, value in lent.derived_config.items():
+        if part.derived_config[name] != value:
+            raise CheckpointError(
+                f"{part.shards.files[0]}: its text encoder has {name} = {part.derived_config[name]} and that of "
+                f"{lent.shards.files[0]} {value}; give the checkpoint that it was trained from"
+            )
 
 
 def _write_official(folder: Path, component: Component, found: Checkpoint, on_bytes: OnBytes) -> None:
@@ -234,7 +260,7 @@ def _sentence_piece(found: Checkpoint) -> Tensor | None:
             return next(tensor.clone() for _, tensor in component.shards.read([key]))
     file = found.tokenizer / "spiece.model" if found.tokenizer else None
     if file is None or not file.is_file():
-        return None
+        return None if found.lender is None else _sentence_piece(found.lender)
     return torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
 
 

@@ -147,6 +147,7 @@ class Checkpoint:
         is_known: whether the sizes are exactly those of a known model.
         tokenizer: the tokenizer's folder, if any.
         record: the side-car's or model_index.json's content; empty when there is none.
+        lender: the checkpoint that has what this one cannot hold, a tokenizer first of all; None for all but parts.
     """
 
     root: Path
@@ -156,6 +157,7 @@ class Checkpoint:
     record: Mapping[str, Any] = field(default_factory=dict)
     facts: ModelFacts | None = None
     is_known: bool = False
+    lender: Checkpoint | None = None
 
     @property
     def experts(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from jaxtyping import Float, Num, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentloom.errors import CheckpointError, ConfigError, PromptError
 from latentloom.runs import choose_device
@@ -20,6 +20,7 @@ from latentloom.wan import checkpoints
 from latentloom.wan.clip_size import ClipSize, LatentGrid
 from latentloom.wan.facts import ModelFacts
 from latentloom.wan.folded_padding import fold_padding
+from latentloom.wan.layouts import component_name
 from latentloom.wan.model_call import ModelCall, schedule_progress
 from latentloom.wan.offload import offload_groups, store_in_fp8
 from latentloom.wan.sampling import (
@@ -39,6 +40,9 @@ Adjust = Callable[[TextEmbeddings], TextEmbeddings]
 
 AroundCall = Callable[[ModelCall], AbstractContextManager[object]]
 """What a transformer does for one call may be changed inside the context manager that this gives for the call."""
+
+PreparePart = Callable[[nn.Module, str], None]
+"""Changes a part that was just read, in place; the name is its folder's in diffusers: transformer_2, text_encoder, …"""
 
 MAX_CLIPS_PER_BATCH = 16
 MAX_TOKENS_PER_BATCH = 2**15
@@ -77,6 +81,7 @@ class WanPipeline:
         device: torch.device | str | None = None,
         offload: str = "none",
         fp8: bool = False,
+        prepare: PreparePart | None = None,
     ) -> WanPipeline:
         """Load a checkpoint folder of any known layout, ready to generate.
 
@@ -87,6 +92,7 @@ class WanPipeline:
             device: None takes the best there is.
             offload: `group` keeps weights on the CPU and moves them as needed.
             fp8: store the transformer in float8.
+            prepare: called with the text encoder and with each transformer, while its weights are as they were read.
 
         Raises:
             CheckpointError: the folder is no Wan checkpoint, or parts are missing or do not fit together.
@@ -102,10 +108,14 @@ class WanPipeline:
         tokenizer = checkpoints.load_tokenizer(root)
         _refuse_parts_of_several_models(checkpoints.recognise(root), len(tokenizer))
         encoder = checkpoints.load_text_encoder(root, dtype=dtype, device=rest)
+        if prepare is not None:
+            prepare(encoder, "text_encoder")
         vae = checkpoints.load_vae(root, dtype=torch.float32, device=rest)
         experts = []
         for expert in facts.experts or (None,):
             experts.append(checkpoints.load_transformer(root, expert=expert, dtype=dtype, device=rest))
+            if prepare is not None:
+                prepare(experts[-1], component_name("transformer", expert))
             if fp8:
                 store_in_fp8(experts[-1], dtype)
         if offload == "group":
