@@ -178,8 +178,10 @@ def _at_rate(timed: Iterable[tuple[float, Content]], fps: float) -> Iterator[tup
     for time, frame in timed:
         if due is not None and time < due - _SLACK / fps:
             continue
-        # a gap in the times is not made up for by frames that follow faster
-        due = (time if due is None else max(due, time - 1 / fps)) + 1 / fps
+        # later than frames can be where they are faster than the model: what comes next is counted from here, so that
+        # a gap is not made up for by faster frames behind it
+        is_late = due is None or time - due >= (1 - _SLACK) / fps
+        due = (time if due is None or is_late else due) + 1 / fps
         yield time, frame
 
 
