@@ -1,0 +1,28 @@
+"""Prompts that probes ask with when the user gives none: everyday scenes, short and long."""
+
+NEUTRAL_PROMPTS = (
+    "A red fox runs through fresh snow at the edge of a forest.",
+    "a bowl of oranges on a wooden table",
+    "Waves break over dark rocks under a cloudy sky, and the camera slowly moves closer.",
+    "bicycle",
+    "An old man in a blue coat feeds pigeons in a city square in the morning.",
+    "a train crosses a stone bridge in autumn",
+    "Two children build a sand castle on the beach while the tide comes in behind them.",
+    "candle flame, close-up",
+    "A chef cuts vegetables on a board in a small kitchen, steam rises from a pot in the background.",
+    "a paper boat floats down a stream",
+    "Heavy rain on a window at night, street lights blur behind the glass.",
+    "horse",
+    "A woman plays the cello on a stage, seen from the side, warm light, shallow depth of field.",
+    "a hot air balloon over green hills",
+    "Snow falls on a quiet village street, a cat sits on a doorstep and looks up.",
+    "a glass of water on a white table",
+    "A potter shapes wet clay on a spinning wheel, both hands in view.",
+    "time-lapse of clouds over a desert",
+    "An astronaut walks slowly over grey dust, the Earth low above the horizon.",
+    "clock",
+    "A black dog shakes off water in slow motion beside a lake at sunset.",
+    "a subway platform with people waiting",
+    "Autumn leaves drift across an empty playground, a swing moves in the wind.",
+    "sunflower field, aerial view",
+)
