@@ -29,6 +29,7 @@ NOUNS: dict[str, Noun] = {
     "embed": Noun("latentloom.cli.embed", "Encode prompts into text embeddings, and do arithmetic with them."),
     "delta": Noun("latentloom.cli.delta", "Learn and apply an Embedding Delta adapter."),
     "steer": Noun("latentloom.cli.steer", "Act inside the blocks of a frozen model, and measure it."),
+    "finetune": Noun("latentloom.cli.finetune", "Train the text encoder, or a LoRA of the DiT."),
     "micro": Noun("latentloom.cli.micro", "Build, score and read MicroWan, the embedded default model."),
     "inspect": Noun("latentloom.cli.inspect", "Tell what a checkpoint is, from its headers."),
     "convert": Noun("latentloom.cli.convert", "Rewrite a checkpoint in another layout, bit for bit."),
@@ -88,7 +89,7 @@ def load_noun(name: str) -> "Command":
         group.name, group.no_args_is_help = name, False  # a bare noun is a mistake like any other: one line
         return group
     single = typer.Typer(add_completion=False)
-    single.command(name)(module.command)
+    single.command(name, cls=getattr(module, "command_class", None))(module.command)
     return typer.main.get_command(single)
 
 

@@ -74,7 +74,7 @@ def save_checkpoint(
     barrier()
     if is_writer:
         tensors = {f"weight/{name}": weight.detach() for name, weight in trained.items()}
-        state = optimizer_state(optimizer, {name: weight for name, weight in trained.items()})
+        state = optimizer_state(optimizer, trained)
         tensors |= {f"optimizer/{name}": value for name, value in state.items()}
         with atomic_write(partial / f"stage_{stage}.safetensors") as temporary:
             save_file({name: value.cpu().contiguous().clone() for name, value in tensors.items()}, temporary)
@@ -96,17 +96,18 @@ def checkpoints_in(run: Path) -> list[Path]:
     return [path for _, path in sorted(found) if (path / STATE_FILE).is_file()]
 
 
-def find_resume(output_dir: Path, name: str | None) -> tuple[Path, Path | None] | None:
+def find_resume(output_dir: Path, name: str | None, kind: str) -> tuple[Path, Path | None] | None:
     """The run to go on with and its last checkpoint, which a run that was killed early may not have.
 
     Args:
         output_dir: the folder of all runs.
         name: a run's folder, or `RUN/global_stepN`; None is the newest run.
+        kind: what the names of runs of this kind end with.
 
     Raises:
         ConfigError: a name that is not there.
     """
-    runs = sorted(path.parent for path in output_dir.glob("*/record.json"))
+    runs = sorted(path.parent for path in output_dir.glob(f"*-{kind}*/record.json"))
     if name is None:
         if not runs:
             return None
@@ -167,4 +168,4 @@ def load_checkpoint(checkpoint: Path, trained: Mapping[str, nn.Parameter], optim
         if name not in weights or weights[name].shape != weight.shape:
             raise CheckpointError(f"{checkpoint} does not hold {name} in this run's shape {list(weight.shape)}")
         weight.copy_(weights[name])
-    load_optimizer_state(optimizer, dict(trained), state)
+    load_optimizer_state(optimizer, trained, state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,10 @@ class Session:
 
     def evaluate(self, quantile: float) -> float:
         """The held-out items' mean loss at one noise level; every replica computes all of it."""
-        size = self.config.micro_batch_size_per_gpu
-        return self.engine.evaluate(list(self.maker.evaluation(self.held_out, size, quantile)))
+        batches = list(self.maker.evaluation(self.held_out, self.config.micro_batch_size_per_gpu, quantile))
+        swap = self.stage.swap if self.config.disable_block_swap_for_eval else None
+        with swap.suspended() if swap is not None else nullcontext():
+            return self.engine.evaluate(batches)
 
 
 def make_session(
@@ -151,6 +154,8 @@ def make_session(
         num_accumulated=config.gradient_accumulation_steps,
         clip=config.gradient_clipping,
     )
+    if stage.swap is not None:
+        stage.swap.settle()  # DeepSpeed has moved every weight to the device
     return Session(
         config, root, facts, expert, place, store, plan, held_out, maker, names, parts, stage, optimizer, engine
     )

@@ -137,6 +137,10 @@ class RunFolder:
         """
         return self._close("finished", dict(results), decision)
 
+    def interrupt(self, results: Mapping[str, Any]) -> RunRecord:
+        """Close a run that was asked to stop before its end and may go on later."""
+        return self._close("interrupted", dict(results), None)
+
     def _close(
         self, status: Literal["finished", "failed", "interrupted"], results: dict[str, Any], decision: str | None
     ) -> RunRecord:

@@ -6,6 +6,7 @@ encoded from the cache it begins with `VideoInput`.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -199,8 +200,10 @@ class VideoBlock(PipelineLayer):
 
     Args:
         fold: shared by the blocks of a process; None where padding is not folded.
-        swap: where this block's frozen weights may wait on the CPU.
-        place: the block's place in `swap`.
+
+    Attributes:
+        swap: where frozen weights may wait on the CPU; None where they do not.
+        place: this block's among those of `swap`.
     """
 
     def __init__(
@@ -231,17 +234,12 @@ class VideoBlock(PipelineLayer):
             set_dropout_seed(self.block, seed)
             return self.block(hidden, context, modulation, rotary)
 
-        if self.wiring.recomputes and torch.is_grad_enabled():
-            hidden = checkpoint(run, hidden, context, use_reentrant=False, preserve_rng_state=False)
-        else:
-            hidden = run(hidden, context)
-        if self.swap is not None and hidden.requires_grad:
-            hidden.register_hook(self._bring_for_backward)
+        with self.swap.saving() if self.swap is not None else nullcontext():
+            if self.wiring.recomputes and torch.is_grad_enabled():
+                hidden = checkpoint(run, hidden, context, use_reentrant=False, preserve_rng_state=False)
+            else:
+                hidden = run(hidden, context)
         return self.wiring.between_video_blocks.pack(values | {"hidden": hidden})
-
-    def _bring_for_backward(self, gradient: Tensor) -> None:
-        assert self.swap is not None
-        self.swap.bring(self.place)
 
 
 class VideoOutput(PipelineLayer):

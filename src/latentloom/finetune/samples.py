@@ -1,0 +1,62 @@
+"""Clips made while training: the same prompts from the same noise, epoch after epoch."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from latentloom.finetune.session import Session
+from latentloom.finetune.stages.row import DTYPES
+from latentloom.storage import write_contact_sheet, write_video
+from latentloom.wan.checkpoints import load_text_encoder, load_tokenizer, load_vae
+from latentloom.wan.pipeline import WanPipeline
+from latentloom.wan.text_encoder import WanTextEncoder
+
+NUM_PROMPTS = 4
+
+
+class Sampler:
+    """Makes a clip of each prompt with the model as it is now.
+
+    Args:
+        session: with the whole model in this process.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        given = session.config.sample_prompts
+        captions = [session.store[item].caption for item in (session.held_out or session.plan.items)[:NUM_PROMPTS]]
+        self.prompts = list(given or dict.fromkeys(captions))
+
+    @torch.no_grad()
+    def write(self, folder: Path) -> list[Path]:
+        """A clip per prompt in the folder, and a sheet of all; the noise of prompt i has seed i."""
+        session = self.session
+        session.engine.module.eval()
+        pipeline = WanPipeline(
+            text_encoder=self._encoder(),
+            transformer=session.stage.transformer,
+            vae=load_vae(session.root, torch.float32, session.place.device),
+            facts=session.facts,
+            device=session.place.device,
+            dtype=DTYPES[session.config.model.dtype],
+        )
+        swap = session.stage.swap
+        with swap.suspended() if swap is not None else nullcontext():
+            frames, _ = pipeline.generate(self.prompts, seeds=list(range(len(self.prompts))))
+        files = []
+        for index, clip in enumerate(frames):
+            files.append(folder / f"sample_{index}.mp4")
+            write_video(files[-1], clip, session.facts.fps)
+        write_contact_sheet(folder / "samples.png", frames, self.prompts)
+        return files
+
+    def _encoder(self) -> WanTextEncoder:
+        """The encoder that is trained, or the checkpoint's, which training on cached texts does without."""
+        session, device = self.session, self.session.place.device
+        model = session.stage.encoder
+        if model is None:
+            model = load_text_encoder(session.root, DTYPES[session.config.model.dtype], device)
+        return WanTextEncoder(model, load_tokenizer(session.root), device)
