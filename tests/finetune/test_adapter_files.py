@@ -22,6 +22,7 @@ from latentloom.finetune.adapter_files import (
     read_adapter,
 )
 from latentloom.finetune.lora import diffusers_name
+from latentloom.wan.offload import store_in_fp8
 
 CROSS = ("cross_attn.k", "cross_attn.v")
 ROUNDING = 2e-6  # of float32, between W + B A and W x + B (A x), on outputs of about 1
@@ -209,6 +210,13 @@ def test_strength_scales_the_change() -> None:
         merge_adapter(transformer, pairs, strength)
         change = transformer.get_parameter("blocks.0.ffn.net.0.proj.weight") - weight
         assert torch.allclose(change, strength * (torch.ones(32, RANK) @ pairs["blocks.0.ffn.0"][0]), atol=1e-6)
+
+
+def test_weights_in_eight_bits_are_left_alone() -> None:
+    transformer = fresh()
+    store_in_fp8(transformer, torch.float32)
+    with pytest.raises(TypeError, match=r"blocks.0.ffn.net.0.proj is stored as torch.float8_e4m3fn"):
+        merge_adapter(transformer, {"blocks.0.ffn.0": (torch.zeros(RANK, 24), torch.zeros(32, RANK))})
 
 
 def test_an_adapter_of_another_model_names_both_and_changes_nothing(tmp_path: Path) -> None:

@@ -290,6 +290,10 @@ def _matched(transformer: WanTransformer3DModel, adapter: Path | Adapter, source
                 f"{source} changes {name} by [{up.shape[0]}, {down.shape[1]}]{_made_for(pairs)}, which {found} in "
                 f"{_described(transformer)}; give the adapter that was trained on this model"
             )
+        if weight.dtype.itemsize == 1:  # they may have scales that are not in sight here
+            raise TypeError(
+                f"{ours} is stored as {weight.dtype}; merge adapters before weights are stored in eight bits"
+            )
         matched.append((weight, (down, up)))
     return matched
 
