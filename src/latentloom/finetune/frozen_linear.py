@@ -13,8 +13,13 @@ FP8 = torch.float8_e4m3fn
 _FP8_MAX = torch.finfo(FP8).max
 
 
+#: Layers that keep their precision: those diffusers lists for Wan (embedders and norms), and the last projection, which
+#: is no part of a block and whose rounding would be seen directly in the result.
+SKIPPED = (*WanTransformer3DModel._skip_layerwise_casting_patterns, "^proj_out$")
+
+
 def store_frozen_in_fp8(
-    module: nn.Module, compute_dtype: torch.dtype, skip: Sequence[str] | None = None
+    module: nn.Module, compute_dtype: torch.dtype, skip: Sequence[str] = SKIPPED
 ) -> dict[str, "FrozenFp8Linear"]:
     """Keep a module's frozen linear layers in float8 (e4m3), with one scale per output, and give them by name.
 
@@ -25,15 +30,12 @@ def store_frozen_in_fp8(
     Args:
         module: changed in place.
         compute_dtype: of the matrix products.
-        skip: regular expressions; layers whose name has a match stay as they are. None is what diffusers lists for
-            Wan: the embedders and norms, and the last projection.
+        skip: regular expressions; layers whose name has a match stay as they are.
     """
-    # The last projection is no part of a block, and what it rounds is seen directly in the result.
-    patterns = skip if skip is not None else (*WanTransformer3DModel._skip_layerwise_casting_patterns, "^proj_out$")
     stored: dict[str, FrozenFp8Linear] = {}
     for name, layer in list(module.named_modules()):
         trained = any(parameter.requires_grad for parameter in layer.parameters())
-        if type(layer) is not nn.Linear or trained or any(re.search(pattern, name) for pattern in patterns):
+        if type(layer) is not nn.Linear or trained or any(re.search(pattern, name) for pattern in skip):
             continue
         stored[name] = FrozenFp8Linear(layer, compute_dtype)
         parent, _, child = name.rpartition(".")

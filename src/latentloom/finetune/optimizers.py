@@ -1,5 +1,6 @@
 """The optimizer that a configuration asks for, over whatever is trained."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from latentloom.finetune.config import OptimizerConfig
 from latentloom.training.muon_adamw import MuonWithAdamW
 from latentloom.training.optimizer_state import load_optimizer_state, optimizer_state
 
-__all__ = ["keeps_model_dtype", "load_optimizer_state", "make_optimizer", "optimizer_state"]
+__all__ = ["keeps_model_dtype", "load_optimizer_state", "make_optimizer", "optimizer_state", "state_bytes"]
 
 #: Matrices that are look-up tables, in either layout's names; Muon is not meant for them.
 _TABLES = ("shared.", "embed_tokens.", "token_embedding.", "relative_attention_bias.", "pos_embedding.")
@@ -47,13 +48,37 @@ def keeps_model_dtype(config: OptimizerConfig) -> bool:
     return config.type in ("AdamW8bitKahan", "adamw8bit")
 
 
+def state_bytes(config: OptimizerConfig, name: str, shape: Sequence[int], weight_bytes: int) -> int:
+    """Bytes that the optimizer keeps for one weight: its moments, and what else it needs to be exact.
+
+    Args:
+        config: kind of optimizer.
+        name, shape: of the weight.
+        weight_bytes: per element, 2 or 4.
+    """
+    count = math.prod(shape)
+    if config.type == "muon":
+        return (4 if _is_matrix(name, len(shape)) else 8) * count
+    blocks, rest = divmod(count, 256)
+    if config.type == "AdamW8bitKahan":
+        moments = 2 * count + 8 * (blocks + bool(rest)) if count >= 4096 else 8 * count
+        return moments + (2 * count if weight_bytes == 2 else 0)
+    if config.type == "adamw8bit" and count >= 4096 and rest == 0:
+        return 2 * count + 8 * blocks
+    return 8 * count
+
+
+def _is_matrix(name: str, rank: int) -> bool:
+    return rank == 2 and not any(part in name for part in _TABLES)
+
+
 def _sorted_by_kind(config: OptimizerConfig, named: NamedParameters) -> list[tuple[dict[str, Any], list[nn.Parameter]]]:
     """The parameters as matrices, tables and vectors, each with its options; kinds without any are left out."""
     matrices, tables, vectors = [], [], []
     for name, parameter in named:
         if parameter.ndim < 2:
             vectors.append(parameter)
-        elif config.type == "muon" and parameter.ndim == 2 and not any(part in name for part in _TABLES):
+        elif config.type == "muon" and _is_matrix(name, parameter.ndim):
             matrices.append(parameter)
         else:
             tables.append(parameter)
