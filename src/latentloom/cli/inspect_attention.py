@@ -1,6 +1,7 @@
 """`latentloom inspect attention ADAPTER`: how far an adapter moves the attention logits."""
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +20,9 @@ from latentloom.cli.sampling import (
     WidthOption,
 )
 from latentloom.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from latentloom.finetune.probes.attention import AttentionDrift
 
 _NUM_PROMPTS = 4
 
@@ -54,7 +58,7 @@ def command(
     """
     from latentloom.finetune.adapter_files import adapter_file, read_adapter
     from latentloom.finetune.probes.lora_delta import stored_keys
-    from latentloom.finetune.probes.report import CapError, describe_files, require_report_folder
+    from latentloom.finetune.probes.report import describe_files, require_report_folder
 
     require_report_folder(out, "attention")
     root, file = checkpoint_or_default(ckpt_root), adapter_file(adapter)
@@ -64,13 +68,7 @@ def command(
     stored_keys(pairs, base, file)  # says now, from headers, what would not fit after minutes of loading
 
     from latentloom.finetune.probes.attention import attention_drift
-    from latentloom.finetune.probes.attention_report import (
-        SUMMARY_COLUMNS,
-        furthest,
-        summary_rows,
-        verdict,
-        write_attention_report,
-    )
+    from latentloom.finetune.probes.attention_report import write_attention_report
     from latentloom.wan.pipeline import WanPipeline
 
     pipeline = WanPipeline.load(root, torch_dtype(dtype), device, offload, fp8)
@@ -93,10 +91,22 @@ def command(
     placement = {"device": str(pipeline.device), "dtype": str(pipeline.dtype).removeprefix("torch.")}
     settings = {"cap": cap, "expert": base.expert, "num_queries": num_queries, **plan.as_json(), **placement}
     page, summary = write_attention_report(drift, cap, inputs, settings, out)
+    emit_json(json_file, {**summary, "report": str(page)})
+    show(drift, cap, page)
+
+
+def show(drift: "AttentionDrift", cap: float | None, page: Path) -> None:
+    """The report's table and sentence on the terminal.
+
+    Raises:
+        CapError: a ratio is further from 1 than the cap.
+    """
+    from latentloom.finetune.probes.attention_report import SUMMARY_COLUMNS, furthest, summary_rows, verdict
+    from latentloom.finetune.probes.report import CapError
+
     print_table(list(SUMMARY_COLUMNS), summary_rows(drift))
     typer.echo(verdict(drift, cap))
     typer.echo(f"report: {page}")
-    emit_json(json_file, {**summary, "report": str(page)})
     if cap is not None and drift.drift > cap:
         raise CapError(
             f"the attention logits drift by {drift.drift:.4g}, above --cap {cap}, most in {furthest(drift)}; "

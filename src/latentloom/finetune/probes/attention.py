@@ -111,26 +111,33 @@ def attention_drift(
         raise ConfigError("this model reads image tokens beside the text; give a text-to-video model")
     steps = _points(pipeline, transformer, settings, num_points)
     passed = _trajectory(pipeline, text, steps, size, settings, seed)
-    queries = torch.randperm(pipeline.grid.num_tokens(size), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(pipeline.grid.num_tokens(size), generator=torch.Generator().manual_seed(seed))
     switch = _Switch(transformer, adapter, pipeline.device)
-    totals: dict[str, list[Tensor]] = {"before": [], "after": [], "through": []}
-    asked = [(step, index) for step in steps for index in range(len(text))]
+    found = []
     with switch.installed():
-        for step, index in track(asked, "measuring"):
+        for step, index in track([(step, index) for step in steps for index in range(len(text))], "measuring"):
             prompt, latents = text[[index]], passed[step][index : index + 1].to(pipeline.device)
-            look = partial(_spread, num_text_rows=int(prompt.lengths[0]) + 1, queries=queries[:num_queries])
+            look = partial(_spread, num_text_rows=int(prompt.lengths[0]) + 1, queries=order[:num_queries])
             timestep = torch.tensor(steps[step], device=pipeline.device)
-            same, through = _Watch(switch, look, compares=True), _Watch(switch, look, compares=False)
-            with same.on(transformer):
-                pipeline.predict(transformer, latents, timestep, prompt)
-            switch.is_on = True
-            with through.on(transformer):
-                pipeline.predict(transformer, latents, timestep, prompt)
-            switch.is_on = False
-            for name, seen in (("before", same.plain), ("after", same.changed), ("through", through.plain)):
-                totals[name].append(torch.stack(seen).unflatten(0, (-1, len(TYPES))))
-    mean = {name: torch.stack(seen).unflatten(0, (len(steps), -1)).mean(dim=1) for name, seen in totals.items()}
-    return AttentionDrift(tuple(steps.values()), **mean)
+            ask = partial(pipeline.predict, transformer, latents, timestep, prompt)
+            found.append(_three_spreads(transformer, switch, look, ask))
+    before, after, through = torch.stack(found).unflatten(0, (len(steps), -1)).mean(dim=1).unbind(dim=1)
+    return AttentionDrift(tuple(steps.values()), before, after, through)
+
+
+def _three_spreads(
+    transformer: WanTransformer3DModel, switch: "_Switch", look: "Look", ask: Callable[[], Tensor]
+) -> Float[Tensor, "3 N K H"]:
+    """Before, after at the same inputs, and after through the whole model, for one prompt at one timestep."""
+    same, through = _Watch(switch, look, compares=True), _Watch(switch, look, compares=False)
+    with same.on(transformer):
+        ask()
+    switch.is_on = True
+    with through.on(transformer):
+        ask()
+    switch.is_on = False
+    seen = [torch.stack(spreads) for spreads in (same.plain, same.changed, through.plain)]
+    return torch.stack(seen).unflatten(1, (-1, len(TYPES)))
 
 
 class _Switch:

@@ -87,7 +87,9 @@ def lora_deltas(adapter: Mapping[str, Pair], base: Component, source: Path) -> l
     """
     wanted = stored_keys(adapter, base, source)
     found = []
-    for key, weight in track(base.shards.read(list(wanted)), "base weights"):
+    reading = base.shards.read(list(wanted))
+    for _ in track(len(wanted), "base weights"):
+        key, weight = next(reading)
         name = wanted[key]
         down, up = adapter[name]
         found.append(_measure(name, down, up, frobenius_norm(weight)))
@@ -120,8 +122,8 @@ def change_norms(down: Float[Tensor, "r I"], up: Float[Tensor, "O r"]) -> tuple[
 @torch.no_grad()
 def frobenius_norm(weight: Float[Tensor, "..."]) -> float:
     """The norm in float64, taken part by part so that no copy of the whole weight is made."""
-    flat = weight.reshape(-1)
-    return sum(float(part.double().square().sum()) for part in flat.split(_VALUES_AT_ONCE)) ** 0.5
+    parts = weight.reshape(-1).split(_VALUES_AT_ONCE)
+    return sum(float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2 for part in parts) ** 0.5
 
 
 def summarise(targets: Sequence[TargetDelta], by: str) -> dict[str, Summary]:
