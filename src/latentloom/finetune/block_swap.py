@@ -7,21 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from latentloom.errors import ConfigError
-
-
-def check_blocks_to_swap(blocks_to_swap: int, num_layers: int) -> None:
-    """Refuse to swap more blocks than a model can spare.
-
-    Raises:
-        ConfigError: fewer than two blocks would stay on the device.
-    """
-    if blocks_to_swap > max(num_layers - 2, 0):
-        raise ConfigError(
-            f"blocks_to_swap = {blocks_to_swap} of a model with {num_layers} blocks; "
-            f"two must stay on the device, so give at most {max(num_layers - 2, 0)}"
-        )
-
 
 def swapped_per_stage(blocks_to_swap: int, blocks_per_stage: Sequence[int]) -> list[int]:
     """How many of its blocks each pipeline stage swaps: in proportion, and together as many as were asked for.
