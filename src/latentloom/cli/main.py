@@ -120,11 +120,9 @@ def root(
     Options may be written with dashes or underscores. Without --ckpt-root a command
     runs on MicroWan, the small model that comes with the package.
     """
-    import logging
+    from latentloom.runs.logs import set_up_logs
 
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
-    )
+    set_up_logs(verbose)
 
 
 def _refuse(line: str) -> int:

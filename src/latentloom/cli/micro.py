@@ -63,6 +63,10 @@ def score(
     sets: Annotated[
         str | None, typer.Option("--sets", help="Names of prompt sets, comma-separated; default all.")
     ] = None,
+    word: Annotated[
+        list[str] | None,
+        typer.Option("--word", help="Also a set of prompts with this new word, such as scarlet; may be repeated."),
+    ] = None,
     lora: LoraOption = None,
     lora_strength: LoraStrengthOption = None,
     text_encoder: TextEncoderOption = None,
@@ -75,9 +79,11 @@ def score(
 ) -> None:
     """Measure which attributes of held-out prompts the generated clips show, with 95 % intervals."""
     from latentloom.micro.evaluate import evaluate, evaluate_reader
+    from latentloom.micro.new_words import word_set
     from latentloom.wan.pipeline import WanPipeline, facts_of
 
     questions = choose_questions(sets, num_prompts, prompts, seed)
+    questions |= {f"word {name!r}": word_set(name, num_prompts or 400, seed) for name in word or []}
     root = checkpoint_or_default(ckpt_root)
     facts = facts_of(root)
     if facts.height != facts.width:
@@ -157,10 +163,26 @@ def draw(
     lexicon: Annotated[
         str, typer.Option("--lexicon", help="Words of the captions: seen, unseen or telegraphic.")
     ] = "seen",
+    word: Annotated[
+        list[str] | None, typer.Option("--word", help="A new word to teach, such as scarlet; may be repeated.")
+    ] = None,
+    word_share: Annotated[
+        float, typer.Option("--word-share", min=0, max=1, help="Share of captions that have one of them.")
+    ] = 0.5,
     seed: SeedOption = 0,
 ) -> None:
     """Write captioned clips of the world: 00000.mp4 with 00000.txt, and so on."""
     from latentloom.micro.draw import write_clips
 
-    write_clips(out, num, num_frames=num_frames, frame_size=size, split_name=split, lexicon=lexicon, seed=seed)
+    write_clips(
+        out,
+        num,
+        num_frames=num_frames,
+        frame_size=size,
+        split_name=split,
+        lexicon=lexicon,
+        words=word or [],
+        word_share=word_share,
+        seed=seed,
+    )
     typer.echo(f"wrote {num} clips to {out}")

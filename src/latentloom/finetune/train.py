@@ -39,6 +39,7 @@ from latentloom.finetune.stages.processes import Place, joined_processes
 from latentloom.finetune.stages.row import DTYPES
 from latentloom.finetune.watch import Watch
 from latentloom.runs import RunFolder, load_config, track
+from latentloom.runs.logs import set_up_logs
 from latentloom.wan.checkpoints import recognise
 from latentloom.wan.facts import ModelFacts
 from latentloom.wan.pipeline import facts_of
@@ -85,6 +86,7 @@ class Target:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line of this process and exit; a user's mistake is one line and exit code 2."""
     try:
+        set_up_logs(verbose=False)
         given = _parser().parse_intermixed_args(arguments)
         config = load_config(FinetuneConfig, given.config, given.overrides)
         run_finetune(config, options_of(given.resume_from_checkpoint, given))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Literal, TypeVar
 
 import torch
@@ -49,7 +50,13 @@ _WITH_BACKGROUND = re.compile(
 )
 
 
-def caption(attributes: Attributes, style: Style, generator: torch.Generator, lexicon: Lexicon | None = None) -> str:
+def caption(
+    attributes: Attributes,
+    style: Style,
+    generator: torch.Generator,
+    lexicon: Lexicon | None = None,
+    words: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """One caption of the clip; attributes that are None are not mentioned.
 
     Args:
@@ -57,17 +64,20 @@ def caption(attributes: Attributes, style: Style, generator: torch.Generator, le
         style: form of the sentence.
         generator: chooses the template and the words.
         lexicon: whose words to use; the seen one, or for the telegraphic style its own, where not given.
+        words: for some values, the word to use instead.
     """
     lexicon = lexicon or ("telegraphic" if style == "telegraphic" else "seen")
-    words = {name: _pick(LEXICONS[lexicon][value], generator) for name, value in attributes.mentioned().items()}
-    words["thing"] = words.pop("shape", "object" if lexicon == "seen" else "thing")
-    words["moves"] = words.pop("motion", "appears")
-    bare = BARE_MOTIONS if lexicon == "seen" else {}
-    words["way"] = bare.get(attributes.motion or "", words["moves"]) if attributes.motion else ""
+    mentioned = attributes.mentioned()
+    chosen = {name: _pick(LEXICONS[lexicon][value], generator) for name, value in mentioned.items()}
+    chosen |= {name: words[value] for name, value in mentioned.items() if value in words}
+    chosen["thing"] = chosen.pop("shape", "object" if lexicon == "seen" else "thing")
+    chosen["moves"] = chosen.pop("motion", "appears")
+    bare = {value: word for value, word in BARE_MOTIONS.items() if lexicon == "seen" and value not in words}
+    chosen["way"] = bare.get(attributes.motion or "", chosen["moves"]) if attributes.motion else ""
     template = _pick(TEMPLATES[style], generator)
     if attributes.background is None:
         template = _without_background(template)
-    text = template.format_map({"size": "", "colour": "", "background": "", **words})
+    text = template.format_map({"size": "", "colour": "", "background": "", **chosen})
     return _tidied(text, sentence=style == "verbose")
 
 

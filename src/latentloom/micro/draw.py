@@ -1,5 +1,6 @@
 """Captioned clips of the world as a folder of media: a video file and a text file of the same name each."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -9,6 +10,7 @@ from latentloom.errors import ConfigError, FileError
 from latentloom.micro.attributes import split
 from latentloom.micro.captions import caption
 from latentloom.micro.lexicon import LEXICONS, Lexicon
+from latentloom.micro.new_words import attributes_to_teach, meanings_of
 from latentloom.micro.world import draw_clips
 from latentloom.runs import track
 from latentloom.storage import write_text, write_video
@@ -25,6 +27,8 @@ def write_clips(
     frame_size: int = 48,
     split_name: str = "train",
     lexicon: str = "seen",
+    words: Sequence[str] = (),
+    word_share: float = 0.5,
     seed: int = 0,
 ) -> None:
     """Write `00000.mp4`, `00000.txt` and so on; clip i is the same whatever `num_clips` is.
@@ -35,6 +39,8 @@ def write_clips(
         num_frames, frame_size: see `draw_clips`.
         split_name: "train", "held_out" or "unseen_pair".
         lexicon: whose words the captions use; the telegraphic one makes telegraphic captions.
+        words: new words to teach, see `new_words.meanings_of`; without any, captions keep to the lexicon.
+        word_share: of clips whose caption has one of them.
         seed: of attributes, geometry and words.
 
     Raises:
@@ -48,12 +54,12 @@ def write_clips(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileError(f"{folder} is not empty: give a new folder to --out")
     style = "telegraphic" if lexicon == "telegraphic" else "verbose"
-    choices = split(split_name)
+    choices, meanings = split(split_name), meanings_of(words)
     for index in track(num_clips, "draw clips"):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        attributes = choices[int(torch.randint(len(choices), (), generator=generator))]
+        attributes, taught = attributes_to_teach(meanings, word_share, choices, generator)
         clip = draw_clips([attributes], generator, num_frames=num_frames, frame_size=frame_size)[0]
         folder.mkdir(parents=True, exist_ok=True)
         frames = clip.permute(1, 2, 3, 0).mul(255).round().to(torch.uint8)
         write_video(folder / f"{index:05d}.mp4", frames, facts.get("micro").fps)
-        write_text(folder / f"{index:05d}.txt", caption(attributes, style, generator, lexicon) + "\n")
+        write_text(folder / f"{index:05d}.txt", caption(attributes, style, generator, lexicon, taught) + "\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
@@ -92,7 +92,7 @@ class PipelineLayer(nn.Module):
         super().__init__()
         self.wiring = wiring
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> PipelineLayer:
         super().train(False)
         for part in self.modules():
             if isinstance(part, SeededDropout):
@@ -132,7 +132,7 @@ class TextBlock(PipelineLayer):
             elif isinstance(part, UMT5Attention):
                 part.dropout = wiring.text_dropout
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> TextBlock:
         super().train(mode)
         if self.wiring.text_dropout > 0:
             self.block.train(mode)
