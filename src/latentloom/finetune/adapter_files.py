@@ -26,7 +26,9 @@ ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 EXPERTS = ("high", "low")
 
-Pair = tuple[Float[Tensor, "rank in"], Float[Tensor, "out rank"]]
+# Nameless sizes, as a name would have to mean the same size in every layer of an adapter.
+Pair = tuple[Float[Tensor, "_ _"], Float[Tensor, "_ _"]]
+"""A [rank, in] and B [out, rank] of one layer."""
 Adapter = dict[str, Pair]
 """A and B of every adapted layer by its official name (`blocks.3.cross_attn.k`); the layer's change is B @ A."""
 
