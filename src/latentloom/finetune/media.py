@@ -61,7 +61,9 @@ def is_media(path: Path) -> bool:
 
 
 def look_at(path: Path, fps: float) -> MediaFacts:
-    """The shown size of an image or video and its number of frames; of a video, all packets but one frame are decoded.
+    """The shown size of an image or video and its number of frames.
+
+    An image's pixels are not read; of a video, one frame is decoded, and the others are counted by their packets.
 
     Args:
         path: the file.

@@ -37,6 +37,8 @@ class Entry:
 class CachedDataset:
     """Examples in a fixed order; an item of a folder with `num_repeats` stands there as often, under one name.
 
+    `sizes` and `names` have one entry per example; an item's repeats and resolutions share their name.
+
     Args:
         entries: repeats included.
         latents: readers by folder of media.
@@ -52,19 +54,11 @@ class CachedDataset:
         report: CacheReport,
     ) -> None:
         self.report = report
+        self.sizes: Sequence[ClipSize] = [entry.size for entry in entries]
+        self.names: Sequence[str] = [entry.name for entry in entries]
         self._entries = entries
         self._latents = latents
         self._text = text
-
-    @property
-    def sizes(self) -> Sequence[ClipSize]:
-        """Frames, height and width in pixels of each example."""
-        return [entry.size for entry in self._entries]
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Folder and file of each example; the same for an item's repeats and for its other resolutions."""
-        return [entry.name for entry in self._entries]
 
     def __len__(self) -> int:
         return len(self._entries)
