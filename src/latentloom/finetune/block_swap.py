@@ -79,6 +79,14 @@ class BlockSwap:
         if event is not None:
             torch.cuda.current_stream(self._device).wait_event(event)
 
+    def put_away(self) -> None:
+        """Leave the swapped weights without memory until `settle`, so that whoever moves whole models moves none."""
+        self._present.clear()
+        self._owners.clear()
+        for resting in self._resting:
+            for parameter in resting:
+                parameter.data = parameter.data.new_empty(0, device="cpu")
+
     def settle(self) -> None:
         """Put all weights where they belong, wherever they were moved: the first window on the device, others off.
 

@@ -140,8 +140,8 @@ def read_position(checkpoint: Path, facts: Mapping[str, Any]) -> Position:
     for key, value in facts.items():
         if state.get(key) != value:
             raise ConfigError(
-                f"{checkpoint} was made with {key} = {state.get(key)!r} and the settings say {value!r}; resume with the "
-                "same settings, or start a new run"
+                f"{checkpoint} was made with {key} = {state.get(key)!r} and the settings say {value!r}; resume with "
+                "the same settings, or start a new run"
             )
     return position
 
@@ -156,9 +156,8 @@ def load_checkpoint(checkpoint: Path, trained: Mapping[str, nn.Parameter], optim
     weights: dict[str, torch.Tensor] = {}
     state: dict[str, torch.Tensor] = {}
     for file in sorted(checkpoint.glob("stage_*.safetensors")):
-        read_header(file)
         with safe_open(file, framework="pt") as stored:
-            for key in stored.keys():
+            for key in read_header(file).keys() - {"__metadata__"}:
                 kind, name = key.split("/", 1)
                 if kind == "weight" and name in trained:
                     weights[name] = stored.get_tensor(key)

@@ -34,7 +34,7 @@ class Sampler:
     def write(self, folder: Path) -> list[Path]:
         """A clip per prompt in the folder, and a sheet of all; the noise of prompt i has seed i."""
         session = self.session
-        session.engine.module.eval()
+        session.engine.staged.eval()
         pipeline = WanPipeline(
             text_encoder=self._encoder(),
             transformer=session.stage.transformer,
@@ -50,7 +50,7 @@ class Sampler:
         for index, clip in enumerate(frames):
             files.append(folder / f"sample_{index}.mp4")
             write_video(files[-1], clip, session.facts.fps)
-        write_contact_sheet(folder / "samples.png", frames, self.prompts)
+        write_contact_sheet(folder / "samples.png", list(frames), self.prompts)
         return files
 
     def _encoder(self) -> WanTextEncoder:

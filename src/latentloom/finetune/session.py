@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from latentloom.finetune.stages.row import (
 )
 from latentloom.training.schedules import warmup_constant, warmup_cosine
 from latentloom.wan.checkpoints import load_tokenizer, recognise
+from latentloom.wan.clip_size import ClipSize
 from latentloom.wan.facts import ModelFacts
 
 
@@ -127,7 +129,7 @@ def make_session(
     )
     names = layer_names(num_text, dims["num_layers"])
     trained = trained_layers(config, names)
-    parts = cut(config, root, expert, names)
+    parts = cut(config, root, expert, names, max(store.sizes, key=_volume))
     held_out, items = _held_out(store, config.eval_share)
     image_size = config.image_micro_batch_size_per_gpu or config.micro_batch_size_per_gpu
     num_chunks = config.gradient_accumulation_steps * place.num_replicas
@@ -147,6 +149,8 @@ def make_session(
     )
     stage = build_stage(config, root, expert, names, parts, place.stage, place.device)
     optimizer = make_optimizer(config.optimizer, _groups(stage), config.seed)
+    if stage.swap is not None:
+        stage.swap.put_away()  # DeepSpeed moves a whole stage to the device
     engine = StagedEngine(
         StagedModule(stage.layers, parts, _loss(config.model.text_anchor_weight)),
         optimizer,
@@ -155,21 +159,29 @@ def make_session(
         clip=config.gradient_clipping,
     )
     if stage.swap is not None:
-        stage.swap.settle()  # DeepSpeed has moved every weight to the device
+        stage.swap.settle()
     return Session(
         config, root, facts, expert, place, store, plan, held_out, maker, names, parts, stage, optimizer, engine
     )
 
 
-def cut(config: FinetuneConfig, root: Path, expert: str | None, names: Sequence[LayerName]) -> list[int]:
+def cut(
+    config: FinetuneConfig, root: Path, expert: str | None, names: Sequence[LayerName], clip: ClipSize
+) -> list[int]:
     """Where each stage of the row begins, and the row's end.
+
+    Args:
+        config, root, expert: what is trained.
+        names: the whole row.
+        clip: the largest of the data set.
 
     Raises:
         ConfigError: more stages than layers.
     """
     if config.pipeline_stages > len(names):
         raise ConfigError(f"pipeline_stages = {config.pipeline_stages} for a row of {len(names)} layers; use fewer")
-    ranges = split(layer_costs(config, root, expert), config.pipeline_stages)
+    costs = layer_costs(config, root, expert, clip)
+    ranges = split(costs, config.pipeline_stages, config.gradient_accumulation_steps)
     return [begin for begin, _ in ranges] + [len(names)]
 
 
@@ -199,6 +211,8 @@ def _held_out(store: ExampleStore, share: float) -> tuple[tuple[int, ...], tuple
 
 
 def _hash(name: str) -> str:
-    from hashlib import blake2b
-
     return blake2b(name.encode()).hexdigest()
+
+
+def _volume(size: ClipSize) -> int:
+    return size.num_frames * size.height * size.width

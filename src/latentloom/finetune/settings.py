@@ -86,7 +86,8 @@ def _check_model(config: FinetuneConfig, facts: ModelFacts) -> None:
 
 def _shrunk(config: FinetuneConfig, num_text_blocks: int, num_blocks: int, changes: list[str]) -> FinetuneConfig:
     source = KNOWN["ti2v-5b"]
-    assert source.transformer is not None and source.text_encoder is not None
+    assert source.transformer is not None
+    assert source.text_encoder is not None
     its_blocks, its_text_blocks = source.transformer.num_layers, source.text_encoder.num_layers
 
     def note(key: str, before: object, after: object) -> None:

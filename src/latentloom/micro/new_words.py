@@ -26,9 +26,13 @@ def meanings_of(words: Sequence[str]) -> dict[str, str]:
         known = any(word in phrases for phrases in LEXICONS["seen"].values())
         if len(values) != 1 or known:
             choices = ", ".join(phrase for phrases in LEXICONS["unseen"].values() for phrase in phrases[:1])
-            raise ConfigError(f"{word!r} is no word that MicroWan could learn; choose from the unseen words, as {choices}")
+            raise ConfigError(
+                f"{word!r} is no word that MicroWan could learn; choose from the unseen words, as {choices}"
+            )
         if values[0] in found:
-            raise ConfigError(f"{word!r} and {found[values[0]]!r} both mean {values[0]!r}; teach one word for each value")
+            raise ConfigError(
+                f"{word!r} and {found[values[0]]!r} both mean {values[0]!r}; teach one word for each value"
+            )
         found[values[0]] = word
     return found
 

@@ -12,6 +12,8 @@ _BESIDE_THE_POINT = {
 
 def set_up_logs(verbose: bool) -> None:
     """Send logs to standard error: warnings, and with `verbose` what the package says about its work."""
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
     for name in _BESIDE_THE_POINT:
         logging.getLogger(name).setLevel(logging.ERROR)

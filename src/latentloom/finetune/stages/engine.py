@@ -44,10 +44,16 @@ class StagedModule(PipelineModule):
             # sizes of buckets differ, so shapes are sent along with every tensor
             super().__init__([None] * parts[-1], topology=topology, loss_fn=loss, dynamic_shape=True)
 
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The places in the row of this stage's first layer and of the one after its last."""
+        return self._given_parts[self.stage_id], self._given_parts[self.stage_id + 1]
+
     def _partition_layers(self, method: str = "") -> None:
         self.parts = self._given_parts
-        self._set_bounds(start=self.parts[self.stage_id], stop=self.parts[self.stage_id + 1])
-        self._layer_specs[self._local_start : self._local_stop] = self._local_layers
+        begin, end = self.bounds
+        self._set_bounds(start=begin, stop=end)
+        self._layer_specs[begin:end] = self._local_layers
 
 
 class StagedEngine(PipelineEngine):
@@ -75,8 +81,10 @@ class StagedEngine(PipelineEngine):
             "steps_per_print": 2**31,
             "zero_force_ds_cpu_optimizer": False,
         }
-        self._trains_before = first_trained < module._local_start
-        self._trains_until_here = first_trained < module._local_stop
+        begin, end = module.bounds
+        self.staged = module
+        self._trains_before = first_trained < begin
+        self._trains_until_here = first_trained < end
         self.gradient_norm = 0.0
         with quiet():
             super().__init__(
@@ -91,20 +99,19 @@ class StagedEngine(PipelineEngine):
 
     def train_step(self, micro_batches: Iterator[Any]) -> float:
         """The mean loss of one optimizer step, the same in every process."""
-        loss = self.train_batch(data_iter=micro_batches)
-        return float(loss)
+        return _scalar(self.train_batch(data_iter=micro_batches))
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[Any]) -> float:
         """The mean loss of the micro-batches, the same in every process."""
-        return float(self.eval_batch(iter(micro_batches), num_micro_batches=len(micro_batches)))
+        return _scalar(self.eval_batch(iter(micro_batches), num_micro_batches=len(micro_batches)))
 
     def clip_fp32_gradients(self) -> None:
         """Shorten the gradient of all stages together to the limit.
 
         Source: DeepSpeed 0.19.8 `runtime/engine.py`, whose norm is that of one stage.
         """
-        gradients = [weight.grad for weight in self.module.parameters() if weight.grad is not None]
+        gradients = [weight.grad for weight in self.staged.parameters() if weight.grad is not None]
         square = torch.zeros((), device=self.device)
         for gradient in gradients:
             square += gradient.float().square().sum()
@@ -139,7 +146,7 @@ class StagedEngine(PipelineEngine):
             return
         if self._trains_until_here:
             outputs = [tensor for tensor in self.pipe_buffers["outputs"][buffer_id] if tensor.is_floating_point()]
-            pairs = [pair for pair in zip(outputs, self.grad_layer, strict=True) if pair[0].requires_grad]
+            pairs = [pair for pair in zip(outputs, self.grad_layer or (), strict=True) if pair[0].requires_grad]
             self._running_engine_backward = True
             try:
                 torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
@@ -154,6 +161,10 @@ class StagedEngine(PipelineEngine):
         schedule.SendGrad: _exec_send_grads,
         schedule.RecvGrad: _exec_recv_grads,
     }
+
+
+def _scalar(loss: Any) -> float:
+    return float(loss)
 
 
 @contextlib.contextmanager

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from diffusers.models.attention_processor import AttentionProcessor
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel, WanTransformerBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import UMT5EncoderModel
@@ -21,7 +22,7 @@ from transformers.models.umt5.modeling_umt5 import UMT5Attention
 from latentloom.finetune.lora import SeededDropout, set_dropout_seed
 from latentloom.finetune.stages.wire import Wire
 from latentloom.tensors import TextEmbeddings
-from latentloom.wan.folded_padding import PaddingFold
+from latentloom.wan.folded_padding import FoldedProcessor, PaddingFold
 from latentloom.wan.text_encoder import MAX_TOKENS
 
 if TYPE_CHECKING:
@@ -214,7 +215,11 @@ class VideoBlock(PipelineLayer):
         fold: PaddingFold | None = None,
     ) -> None:
         super().__init__(wiring)
-        self.block = transformer.blocks[index]
+        block = transformer.blocks[index]
+        assert isinstance(block, WanTransformerBlock)
+        if fold is not None:
+            block.attn2.set_processor(cast(AttentionProcessor, FoldedProcessor(fold)))
+        self.block = block
         self.rope = transformer.rope
         self.fold = fold
         self.swap: BlockSwap | None = None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,11 +28,8 @@ from latentloom.finetune.stages.layers import (
     Wiring,
 )
 from latentloom.wan.checkpoints import build_empty, fill, recognise
-from latentloom.wan.folded_padding import FoldedProcessor, PaddingFold
-from latentloom.wan.layouts import Component
+from latentloom.wan.folded_padding import PaddingFold
 from latentloom.wan.text_encoder import MAX_TOKENS
-
-log = logging.getLogger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -132,12 +129,16 @@ def build_stage(
     """
     found = recognise(root)
     local = names[parts[stage] : parts[stage + 1]]
-    transformer = _read(found.component("transformer", expert), "video", local, config, device)
+    dtype = DTYPES[config.model.dtype]
+    where = torch.device("cpu") if config.blocks_to_swap else device
+    video = found.component("transformer", expert)
+    transformer = fill(build_empty(video), video, dtype, where, _is_local("video", local))
     encoder = None
     if names[0].model == "text":
-        encoder = _read(found.component("text_encoder"), "text", local, config, device)
+        text = found.component("text_encoder")
+        encoder = fill(build_empty(text), text, dtype, device, _is_local("text", local))
     if config.model.transformer_dtype == "float8":
-        store_frozen_in_fp8(transformer, DTYPES[config.model.dtype])
+        store_frozen_in_fp8(transformer, dtype)
     result = Stage([], transformer, encoder)
     _mark_trained(result, config, local)
     wiring = wiring_for(config, device)
@@ -162,12 +163,9 @@ def wiring_for(config: FinetuneConfig, device: torch.device) -> Wiring:
     )
 
 
-def _read(
-    component: Component, model: str, local: Sequence[LayerName], config: FinetuneConfig, device: torch.device
-) -> WanTransformer3DModel | UMT5EncoderModel:
+def _is_local(model: str, local: Sequence[LayerName]) -> Callable[[str], bool]:
     prefixes = tuple(prefix for name in local if name.model == model for prefix in name.prefixes)
-    built = build_empty(component)
-    return fill(built, component, DTYPES[config.model.dtype], device, lambda name: name.startswith(prefixes))
+    return lambda name: name.startswith(prefixes)
 
 
 def _mark_trained(stage: Stage, config: FinetuneConfig, local: Sequence[LayerName]) -> None:
@@ -214,10 +212,7 @@ def _make(
             return TextBlock(wiring, encoder, name.part)
         return (TextInput if name.part == "input" else TextOutput)(wiring, encoder)
     if isinstance(name.part, int):
-        block = VideoBlock(wiring, transformer, name.part, fold)
-        if fold is not None:
-            block.block.attn2.set_processor(FoldedProcessor(fold))
-        return block
+        return VideoBlock(wiring, transformer, name.part, fold)
     return (VideoInput if name.part == "input" else VideoOutput)(wiring, transformer)
 
 
@@ -233,7 +228,7 @@ def _swap_blocks(
         return
     counts = [
         sum(name.model == "video" and isinstance(name.part, int) for name in names[begin:end])
-        for begin, end in zip(parts, parts[1:], strict=False)
+        for begin, end in itertools.pairwise(parts)
     ]
     num_swapped = swapped_per_stage(config.blocks_to_swap, counts)[number]
     blocks = [layer for layer in stage.layers if isinstance(layer, VideoBlock)]
