@@ -31,7 +31,7 @@ NOUNS: dict[str, Noun] = {
     "steer": Noun("latentloom.cli.steer", "Act inside the blocks of a frozen model, and measure it."),
     "finetune": Noun("latentloom.cli.finetune", "Train the text encoder, or a LoRA of the DiT."),
     "micro": Noun("latentloom.cli.micro", "Build, score and read MicroWan, the embedded default model."),
-    "inspect": Noun("latentloom.cli.inspect", "Tell what a checkpoint is, from its headers."),
+    "inspect": Noun("latentloom.cli.inspect", "Tell what weights are, and what a fine-tune changed."),
     "convert": Noun("latentloom.cli.convert", "Rewrite a checkpoint in another layout, bit for bit."),
     "store": Noun("latentloom.cli.store", "Keep text embeddings by their content, find and compare them."),
     "runs": Noun("latentloom.cli.runs", "List past runs and show one."),
