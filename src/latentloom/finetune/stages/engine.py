@@ -82,7 +82,6 @@ class StagedEngine(PipelineEngine):
             "zero_force_ds_cpu_optimizer": False,
         }
         begin, end = module.bounds
-        self.staged = module
         self._trains_before = first_trained < begin
         self._trains_until_here = first_trained < end
         self.gradient_norm = 0.0
@@ -96,6 +95,12 @@ class StagedEngine(PipelineEngine):
                 mpu=module.mpu(),
                 dist_init_required=False,
             )
+
+    @property
+    def staged(self) -> StagedModule:
+        """This process's stage."""
+        assert isinstance(self.module, StagedModule)
+        return self.module
 
     def train_step(self, micro_batches: Iterator[Any]) -> float:
         """The mean loss of one optimizer step, the same in every process."""
