@@ -46,6 +46,8 @@ class ModelConfig(Config):
         ckpt_path: a checkpoint in any layout; None is MicroWan.
         dtype: of the frozen weights.
         transformer_dtype: `float8` stores the frozen transformer in eight bits and computes in `dtype`.
+        text_encoder_path: a trained encoder's file in place of the checkpoint's encoder: texts are cached with it, or
+            its training goes on.
         experts: of a two-expert model, which one is trained; `both` trains one after the other.
         text_train_blocks: the top N blocks of the encoder; 0 trains all of it, embeddings and final norm included.
         text_anchor_weight: of the regulariser that holds the encoder to its frozen self.
@@ -63,6 +65,7 @@ class ModelConfig(Config):
     ckpt_path: Path | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     transformer_dtype: Literal["float8"] | None = None
+    text_encoder_path: Path | None = None
     experts: Literal["high", "low", "both"] | None = None
     cache_text_embeddings: bool = True
     train_text_encoder: bool = False

@@ -83,6 +83,28 @@ def load_text_encoder_file(model: UMT5EncoderModel, path: Path) -> list[str]:
     return sorted(set(names.values()))
 
 
+def read_text_encoder(
+    root: Path,
+    path: Path | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> UMT5EncoderModel:
+    """A checkpoint's encoder, or a trained one in its place.
+
+    Args:
+        root: the checkpoint, in any layout.
+        path: the trained encoder's file, whole or partial.
+        dtype, device: as of `wan.checkpoints.load_text_encoder`.
+
+    Raises:
+        CheckpointError: the two do not belong together.
+    """
+    model = load_checkpoint_encoder(root, dtype, device)
+    if path is not None:
+        load_text_encoder_file(model, path)
+    return model
+
+
 def complete_text_encoder(path: Path, root: Path, target: Path) -> None:
     """Write a whole encoder: a checkpoint's, with the weights of a partial file in the place of its own.
 
@@ -94,9 +116,7 @@ def complete_text_encoder(path: Path, root: Path, target: Path) -> None:
     Raises:
         CheckpointError: the two do not belong together.
     """
-    model = load_checkpoint_encoder(root)
-    load_text_encoder_file(model, path)
-    save_text_encoder(target, model.state_dict(), partial=False)
+    save_text_encoder(target, read_text_encoder(root, path).state_dict(), partial=False)
 
 
 def encoder_file(path: Path) -> Path:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from latentloom.finetune.adapter_files import merge_adapter, save_adapter
 from latentloom.finetune.checkpoint import barrier
-from latentloom.finetune.encoder_files import save_text_encoder
+from latentloom.finetune.encoder_files import read_text_encoder, save_text_encoder
 from latentloom.finetune.session import Session
 from latentloom.finetune.stages.row import DTYPES
 from latentloom.storage import atomic_write, replace_folder
-from latentloom.wan.checkpoints import load_transformer, recognise
+from latentloom.wan.checkpoints import load_transformer
 from latentloom.wan.keys_transformer import TRANSFORMER_KEYS
 
 
@@ -65,13 +65,10 @@ def _write(session: Session, folder: Path, trained: dict[str, Tensor]) -> None:
 
 
 def _whole_encoder(session: Session, trained: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder in the model's dtype: what was trained, and the rest as the checkpoint has it."""
+    """The encoder in the model's dtype: what was trained, and the rest as it was read."""
     dtype = DTYPES[session.config.model.dtype]
-    component = recognise(session.root).component("text_encoder")
-    names = {component.prefix + key: name for name, key in component.names.items()}
-    kept = [key for key, name in names.items() if name not in trained]
-    whole = {names[key]: tensor.to(dtype, copy=True) for key, tensor in component.shards.read(kept)}
-    return whole | {name: weight.to(dtype) for name, weight in trained.items()}
+    frozen = read_text_encoder(session.root, session.config.model.text_encoder_path, dtype)
+    return {name: trained.get(name, weight).to(dtype) for name, weight in frozen.named_parameters()}
 
 
 def _write_merged(session: Session, folder: Path, adapter: Path) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
+from latentloom.finetune.encoder_files import read_text_encoder
 from latentloom.finetune.session import Session
 from latentloom.finetune.stages.row import DTYPES
 from latentloom.storage import write_contact_sheet, write_video
-from latentloom.wan.checkpoints import load_text_encoder, load_tokenizer, load_vae
+from latentloom.wan.checkpoints import load_tokenizer, load_vae
 from latentloom.wan.pipeline import WanPipeline
 from latentloom.wan.text_encoder import WanTextEncoder
 
@@ -54,9 +55,10 @@ class Sampler:
         return files
 
     def _encoder(self) -> WanTextEncoder:
-        """The encoder that is trained, or the checkpoint's, which training on cached texts does without."""
+        """The encoder that is trained, or the one that texts were cached with, which training does without."""
         session, device = self.session, self.session.place.device
         model = session.stage.encoder
         if model is None:
-            model = load_text_encoder(session.root, DTYPES[session.config.model.dtype], device)
+            config = session.config.model
+            model = read_text_encoder(session.root, config.text_encoder_path, DTYPES[config.dtype], device)
         return WanTextEncoder(model, load_tokenizer(session.root), device)

@@ -145,7 +145,7 @@ def target_of(config: FinetuneConfig) -> Target:
 def _cache(config: FinetuneConfig, root: Path, facts: ModelFacts, place: Place, options: Options) -> CachedDataset:
     return cache_dataset(
         config.dataset,
-        CacheModels.of(root, place.device, DTYPES[config.model.dtype]),
+        CacheModels.of(root, place.device, DTYPES[config.model.dtype], config.model.text_encoder_path),
         facts=facts,
         cache_text=config.model.cache_text_embeddings or config.model.text_anchor_weight > 0,
         trust=options.trust_cache,

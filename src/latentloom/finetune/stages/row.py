@@ -14,6 +14,7 @@ from transformers import UMT5EncoderModel
 
 from latentloom.finetune.block_swap import BlockSwap, swapped_per_stage
 from latentloom.finetune.config import FinetuneConfig
+from latentloom.finetune.encoder_files import load_text_encoder_file
 from latentloom.finetune.frozen_linear import store_frozen_in_fp8
 from latentloom.finetune.lora import init_lora, inject_lora, lora_targets
 from latentloom.finetune.optimizers import keeps_model_dtype
@@ -137,6 +138,8 @@ def build_stage(
     if names[0].model == "text":
         text = found.component("text_encoder")
         encoder = fill(build_empty(text), text, dtype, device, _is_local("text", local))
+        if config.model.text_encoder_path is not None:
+            load_text_encoder_file(encoder, config.model.text_encoder_path)
     if config.model.transformer_dtype == "float8":
         store_frozen_in_fp8(transformer, dtype)
     result = Stage([], transformer, encoder)
