@@ -190,6 +190,9 @@ def _loop(session: Session, run: Path, position: Position, watch: Watch | None, 
     config, per_epoch = session.config, session.plan.steps_per_epoch
     if position.step == 0:
         _evaluate(session, 0, watch)
+        if watch is not None and _ever_samples(session):
+            watch.samples(0, Sampler(session).write(run / "epoch0"))
+        barrier()
     saved = time.monotonic()
     for step in track(range(position.step, session.num_steps), "train"):
         factor = session.set_rate(step)
@@ -227,13 +230,15 @@ def _end_epoch(session: Session, run: Path, position: Position, ends_run: bool, 
     barrier()
 
 
+def _ever_samples(session: Session) -> bool:
+    every = session.config.sample_every_n_epochs
+    is_wanted = session.facts.key == "micro" if every is None else every > 0
+    return is_wanted and session.config.pipeline_stages == 1
+
+
 def _samples_are_due(session: Session, epoch: int, ends_run: bool) -> bool:
     every = session.config.sample_every_n_epochs
-    if session.config.pipeline_stages > 1:
-        return False
-    if every is None:
-        return ends_run and session.facts.key == "micro"
-    return every > 0 and (epoch % every == 0 or ends_run)
+    return _ever_samples(session) and (ends_run or (every is not None and epoch % every == 0))
 
 
 def _evaluate(session: Session, step: int, watch: Watch | None) -> None:

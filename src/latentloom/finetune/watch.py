@@ -123,17 +123,19 @@ class Watch:
             return
         report.heading("Samples: the same prompts from the same noise")
         for folder in dict.fromkeys((shown[0], shown[-1])):
-            report.image(folder / "samples.png", f"after {folder.name.replace('epoch', 'epoch ')}")
+            epoch = folder.name.removeprefix("epoch")
+            report.image(folder / "samples.png", "before training" if epoch == "0" else f"after epoch {epoch}")
 
 
 def _loss_figure(losses: Sequence[Mapping[str, float]], evaluations: Sequence[Mapping[str, float]]):
     figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
     steps = np.array([line["step"] + 1 for line in losses])
     values = np.array([line["loss"] for line in losses])
-    axes.plot(steps, values, color="#b8c4d6", linewidth=0.8, label="each step")
-    width = max(1, len(values) // 50)
-    smooth = np.convolve(values, np.ones(width) / width, mode="valid")
-    axes.plot(steps[width - 1 :], smooth, color="#1f4e9c", label=f"mean of {width} steps")
+    width = len(values) // 50
+    axes.plot(steps, values, color="#b8c4d6" if width > 1 else "#1f4e9c", linewidth=0.8, label="each step")
+    if width > 1:
+        smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+        axes.plot(steps[width - 1 :], smooth, color="#1f4e9c", label=f"mean of {width} steps")
     if evaluations:
         places = [line["step"] for line in evaluations]
         axes.plot(places, [line["mean"] for line in evaluations], "o-", color="#c25b12", markersize=4, label="held out")
