@@ -14,6 +14,7 @@ PUBLIC = {
         "DeltaConfig EmbeddingDelta apply_deltas apply_to_prompt_embeds apply_to_text_embeddings "
         "apply_to_wan_video_embeds load_embdelta_adapter save_adapter"
     ),
+    "latentloom.finetune.cache": "CacheModels CacheReport CachedDataset cache_dataset",
     "latentloom.micro": "default_checkpoint",
     "latentloom.runs": (
         "Config Report RunFolder RunRecord all_reduce_mean_ choose_device find_run is_distributed launch_processes "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperCommand
 
+from latentloom.cli.extras import require_extra
 from latentloom.cli.options import JsonOption, emit_json
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def command(
     Several processes are started with
     deepspeed --num_gpus=N --module latentloom.finetune.train --deepspeed --config FILE
     """
+    require_extra("finetune")
     from latentloom.finetune.config import FinetuneConfig
     from latentloom.runs import load_config
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latentloom.cli.delta_apply import one_strength_each
+from latentloom.cli.extras import require_extra
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,6 +96,7 @@ def choose_finetuned(
     if not lora and text_encoder is None:
         one_strength_each([], strengths, "--lora")
         return Finetuned((), None)
+    require_extra("finetune", "peft")
     from latentloom.finetune.adapter_files import expert_in_name, files_of_experts, read_adapter
     from latentloom.finetune.encoder_files import encoder_file
 
