@@ -6,9 +6,7 @@ Run: .venv/bin/python examples/teach_a_word.py
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from latentloom.finetune.adapter_files import applied_adapter
-from latentloom.finetune.config import FinetuneConfig
-from latentloom.finetune.train import Options, run_finetune
+from latentloom.finetune import FinetuneConfig, Options, applied_adapter, run_finetune
 from latentloom.micro import default_checkpoint
 from latentloom.micro.draw import write_clips
 from latentloom.micro.read import read_clips
