@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -25,6 +25,7 @@ class Example:
     text: Float[Tensor, "L D"] | None
 
 
+@runtime_checkable
 class ExampleStore(Protocol):
     """Items that can be read in any order, each with a size that is known without reading it.
 

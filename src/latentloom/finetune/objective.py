@@ -21,6 +21,10 @@ EVALUATION_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Where the evaluation loss is taken: quantiles of the distribution that training draws noise levels from."""
 
 
+SMALLEST_SHARE = 1e-9
+"""Of a distribution that a range may hold; quantiles of less are lost to rounding."""
+
+
 @dataclass(frozen=True)
 class NoiseLevels:
     """The distribution of noise levels in training, cut to a range.
@@ -32,7 +36,7 @@ class NoiseLevels:
         low, high: the range; a level is drawn from what the distribution has inside it.
 
     Raises:
-        ConfigError: an empty range.
+        ConfigError: an empty range, or one that the distribution never enters.
     """
 
     method: str = "logit_normal"
@@ -45,6 +49,11 @@ class NoiseLevels:
         if not self.low < self.high:
             raise ConfigError(
                 f"noise levels from {self.low} to {self.high} are no range; raise model.max_t or lower model.min_t"
+            )
+        if self._share_below(self.high) - self._share_below(self.low) < SMALLEST_SHARE:
+            raise ConfigError(
+                f"noise levels from {self.low} to {self.high} are next to never drawn with model.sigmoid_scale = "
+                f'{self.scale}; set model.timestep_sample_method = "uniform", or widen model.min_t and model.max_t'
             )
 
     @classmethod
@@ -65,7 +74,7 @@ class NoiseLevels:
         base = level / (self.shift - (self.shift - 1) * level)
         if self.method == "uniform" or not 0 < base < 1:
             return base
-        return 0.5 * (1 + math.erf(math.log(base / (1 - base)) / self.scale / math.sqrt(2)))
+        return 0.5 * math.erfc(math.log(1 / base - 1) / self.scale / math.sqrt(2))  # erfc is exact far below 0 too
 
 
 def noise_latents(

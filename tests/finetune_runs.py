@@ -1,0 +1,134 @@
+"""Small trainings for the tests of the trainer: settings, examples in memory, and what forked processes run."""
+
+import os
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import distributed
+
+from latentloom.finetune.config import FinetuneConfig
+from latentloom.finetune.data import Example
+from latentloom.finetune.session import Session, make_session
+from latentloom.finetune.stages.processes import Place, joined_processes
+from latentloom.wan.clip_size import ClipSize
+from latentloom.wan.pipeline import facts_of
+
+CAPTIONS = ("a red circle moves left", "a small blue square moves up on black", "a green circle")
+LORA: dict[str, Any] = {"adapter": {"rank": 4, "dropout": 0.1}}
+ENCODER: dict[str, Any] = {"model": {"cache_text_embeddings": False, "train_text_encoder": True}}
+
+
+class MemoryStore:
+    """Random clips and images, every fourth an image, with the embeddings of their captions.
+
+    Args:
+        num: of items.
+        channels: of the latents.
+        text_dim: of the embeddings.
+    """
+
+    def __init__(self, num: int, channels: int = 4, text_dim: int = 16) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.sizes = [ClipSize(9, 48, 48) if item % 4 else ClipSize(1, 48, 48) for item in range(num)]
+        self.names = [f"{item:02d}" for item in range(num)]
+        self.examples = [
+            Example(
+                torch.randn(channels, 3 if item % 4 else 1, 6, 6, generator=generator),
+                CAPTIONS[item % 3],
+                torch.randn(5 + item % 3, text_dim, generator=generator) * 0.2,
+            )
+            for item in range(num)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+
+def settings(*changes: Mapping[str, Any]) -> FinetuneConfig:
+    """Settings in float32 on the CPU, changed by nested mappings, the later ones winning."""
+    values: dict[str, Any] = {
+        "output_dir": "runs",
+        "dataset": "clips",
+        "micro_batch_size_per_gpu": 2,
+        "mixed_precision": "none",
+        "device": "cpu",
+        "model": {"dtype": "float32"},
+        "optimizer": {"lr": 1e-2},
+    }
+    for change in changes:
+        values = _merged(values, change)
+    return FinetuneConfig.model_validate(values)
+
+
+def open_session(config: FinetuneConfig, checkpoint: Path, place: Place, store: MemoryStore) -> Session:
+    """A session over examples in memory."""
+    return make_session(config, checkpoint, facts_of(checkpoint), None, place, store)
+
+
+def train(configs: Sequence[FinetuneConfig], checkpoint: Path, store: MemoryStore, num_steps: int) -> list[Any]:
+    """Of short trainings one after the other: losses, gradient norms, held-out loss, and where the row was cut."""
+    measured = []
+    for config in configs:
+        with joined_processes(config.pipeline_stages, config.device) as place:
+            session = open_session(config, checkpoint, place, store)
+            losses, norms = [], []
+            for step in range(num_steps):
+                session.set_rate(step)
+                losses.append(session.train_step(step))
+                norms.append(session.engine.gradient_norm)
+            held_out = session.evaluate(0.5) if session.held_out else 0.0
+            measured.append({"losses": losses, "norms": norms, "held_out": held_out, "parts": list(session.parts)})
+    return measured
+
+
+def forked(num_processes: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What a function returns in each process of a new group.
+
+    The processes are forked: new interpreters would spend seconds on imports.
+    """
+    context = get_context("fork")
+    with TemporaryDirectory() as folder:
+        queues = [context.SimpleQueue() for _ in range(num_processes)]
+        group = Path(folder) / "rendezvous", num_processes
+        processes = [
+            context.Process(target=_run_rank, args=(rank, *group, queue, function, arguments))
+            for rank, queue in enumerate(queues)
+        ]
+        for process in processes:
+            process.start()
+        results = [queue.get() for queue in queues]
+        for process in processes:
+            process.join()
+    errors = [text for text, _ in results if text]
+    assert not errors, errors[0]
+    return [value for _, value in results]
+
+
+def _run_rank(
+    rank: int, meeting: Path, count: int, queue: Any, function: Callable[..., Any], arguments: Sequence[Any]
+) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ["LOCAL_RANK"] = str(rank)
+    distributed.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=count)
+    try:
+        queue.put(("", function(*arguments)))
+    except BaseException:
+        queue.put((traceback.format_exc(), None))
+        raise
+    finally:
+        distributed.destroy_process_group()
+
+
+def _merged(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for key, value in change.items():
+        merged[key] = _merged(merged.get(key) or {}, value) if isinstance(value, Mapping) else value
+    return merged
