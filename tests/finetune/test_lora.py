@@ -19,7 +19,6 @@ from latentloom.finetune.lora import (
     inject_lora,
     lora_targets,
     official_name,
-    set_dropout_seed,
 )
 
 CROSS = ("cross_attn.k", "cross_attn.v")
@@ -137,10 +136,10 @@ def test_a_mask_follows_from_seed_and_name_alone() -> None:
     x = torch.ones(4, 50)
 
     def mask(seed: int, name: str) -> Tensor:
-        layer = nn.ModuleList([SeededDropout(0.5, name)])
+        dropout = SeededDropout(0.5, name)
         torch.rand(seed + 3)  # whatever else was drawn before
-        set_dropout_seed(layer, seed)
-        return layer[0](x)
+        dropout.seed = seed
+        return dropout(x)
 
     assert torch.equal(mask(7, "a"), mask(7, "a"))
     assert not torch.equal(mask(7, "a"), mask(8, "a"))
@@ -164,14 +163,15 @@ def gradient_of_b(recompute: bool) -> Tensor:
     transformer = tiny_transformer().train()
     parameters = inject_lora(transformer, lora_targets(2, None, CROSS, False), 3, 0.5, torch.float32)
     layer = transformer.get_submodule("blocks.0.attn2.to_k")
+    dropout = next(part for part in layer.modules() if isinstance(part, SeededDropout))
 
     def forward(x: Tensor) -> Tensor:
-        set_dropout_seed(layer, 5)
+        dropout.seed = 5
         return layer(x).square().sum()
 
     x = torch.ones(2, 6, 24)
     loss = checkpoint(forward, x, use_reentrant=False, preserve_rng_state=False) if recompute else forward(x)
-    set_dropout_seed(layer, 6)  # another batch passes before this one's activations are computed again
+    dropout.seed = 6  # another batch passes before this one's activations are computed again
     loss.backward()
     gradient = parameters["blocks.0.attn2.to_k.lora_B.weight"].grad
     assert gradient is not None

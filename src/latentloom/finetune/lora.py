@@ -167,12 +167,5 @@ class SeededDropout(nn.Module):
         return f"p={self.p}, name={self.name!r}"
 
 
-def set_dropout_seed(module: nn.Module, seed: int) -> None:
-    """Set the seed of the next masks in a module and all it holds."""
-    for child in module.modules():
-        if isinstance(child, SeededDropout):
-            child.seed = seed
-
-
 def _named_seed(seed: int, name: str) -> int:
     return int.from_bytes(blake2b(f"{seed} {name}".encode(), digest_size=7).digest(), "big")

@@ -38,6 +38,7 @@ class StagedModule(PipelineModule):
     def __init__(self, layers: Sequence[PipelineLayer], parts: Sequence[int], loss: LossFunction) -> None:
         self._local_layers = list(layers)
         self._given_parts = list(parts)
+        self._mode: bool | None = None
         num_stages = len(parts) - 1
         topology = PipeDataParallelTopology(num_pp=num_stages, num_dp=comm.get_world_size() // num_stages)
         with quiet():
@@ -48,6 +49,12 @@ class StagedModule(PipelineModule):
     def bounds(self) -> tuple[int, int]:
         """The places in the row of this stage's first layer and of the one after its last."""
         return self._given_parts[self.stage_id], self._given_parts[self.stage_id + 1]
+
+    def train(self, mode: bool = True) -> StagedModule:
+        if mode != self._mode:  # DeepSpeed asks at every step, and every module would be visited
+            super().train(mode)
+            self._mode = mode
+        return self
 
     def _partition_layers(self, method: str = "") -> None:
         self.parts = self._given_parts
@@ -82,6 +89,7 @@ class StagedEngine(PipelineEngine):
             "zero_force_ds_cpu_optimizer": False,
         }
         begin, end = module.bounds
+        self._trained = [weight for weight in module.parameters() if weight.requires_grad]
         self._trains_before = first_trained < begin
         self._trains_until_here = first_trained < end
         self.gradient_norm = 0.0
@@ -116,7 +124,7 @@ class StagedEngine(PipelineEngine):
 
         Source: DeepSpeed 0.19.8 `runtime/engine.py`, whose norm is that of one stage.
         """
-        gradients = [weight.grad for weight in self.staged.parameters() if weight.grad is not None]
+        gradients = [weight.grad for weight in self._trained if weight.grad is not None]
         square = torch.zeros((), device=self.device)
         for gradient in gradients:
             square += gradient.float().square().sum()
@@ -127,6 +135,11 @@ class StagedEngine(PipelineEngine):
             for gradient in gradients:
                 gradient.mul_(self.gradient_clipping() / (self.gradient_norm + 1e-6))
 
+    def zero_grad(self) -> None:
+        """Forget the gradients; what is frozen has none."""
+        for weight in self._trained:
+            weight.grad = None
+
     def _allocate_or_extend_buffers(self, idx: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.empty(tuple(shape), dtype=dtype, device=self.device)
 
@@ -135,6 +148,10 @@ class StagedEngine(PipelineEngine):
         if not self._trains_before:
             for tensor in self.pipe_buffers["inputs"][buffer_id]:
                 tensor.requires_grad_(False)
+
+    def _exec_reduce_grads(self) -> None:
+        if self.grid.get_data_parallel_world_size() > 1:
+            super()._exec_reduce_grads()
 
     def _exec_send_grads(self, buffer_id: int) -> None:
         if self._trains_before:
@@ -163,6 +180,7 @@ class StagedEngine(PipelineEngine):
     _INSTRUCTION_MAP = PipelineEngine._INSTRUCTION_MAP | {
         schedule.BackwardPass: _exec_backward_pass,
         schedule.RecvActivation: _exec_recv_activations,
+        schedule.ReduceGrads: _exec_reduce_grads,
         schedule.SendGrad: _exec_send_grads,
         schedule.RecvGrad: _exec_recv_grads,
     }

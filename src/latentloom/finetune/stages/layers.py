@@ -19,7 +19,8 @@ from transformers import UMT5EncoderModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
-from latentloom.finetune.lora import SeededDropout, set_dropout_seed
+from latentloom.finetune.lora import SeededDropout
+from latentloom.finetune.stages.micro_batch_facts import MicroBatchFacts
 from latentloom.finetune.stages.wire import Wire
 from latentloom.tensors import TextEmbeddings
 from latentloom.wan.folded_padding import FoldedProcessor, PaddingFold
@@ -200,7 +201,8 @@ class VideoBlock(PipelineLayer):
     """One block of the transformer.
 
     Args:
-        fold: shared by the blocks of a process; None where padding is not folded.
+        facts: shared by the blocks of a process.
+        fold: the same; None where padding is not folded.
 
     Attributes:
         swap: where frozen weights may wait on the CPU; None where they do not.
@@ -212,6 +214,7 @@ class VideoBlock(PipelineLayer):
         wiring: Wiring,
         transformer: WanTransformer3DModel,
         index: int,
+        facts: MicroBatchFacts,
         fold: PaddingFold | None = None,
     ) -> None:
         super().__init__(wiring)
@@ -220,7 +223,8 @@ class VideoBlock(PipelineLayer):
         if fold is not None:
             block.attn2.set_processor(cast(AttentionProcessor, FoldedProcessor(fold)))
         self.block = block
-        self.rope = transformer.rope
+        self.dropouts = [part for part in block.modules() if isinstance(part, SeededDropout)]
+        self.facts = facts
         self.fold = fold
         self.swap: BlockSwap | None = None
         self.place = 0
@@ -228,15 +232,16 @@ class VideoBlock(PipelineLayer):
     def compute(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         values = self.wiring.between_video_blocks.unpack(tensors)
         hidden, context, modulation = values["hidden"], values["context"], values["modulation"]
-        seed, grid = int(values["seed"]), values["grid"].tolist()
-        rotary = self.rope(hidden.new_empty(1).expand(1, 1, *grid))
+        rotary = self.facts.rotary(values["grid"])
+        seed = self.facts.seed(values["seed"]) if self.dropouts else 0
 
         def run(hidden: Tensor, context: Tensor) -> Tensor:
             if self.fold is not None:
                 self.fold.bias = values["bias"]
             if self.swap is not None:
                 self.swap.bring(self.place)
-            set_dropout_seed(self.block, seed)
+            for dropout in self.dropouts:
+                dropout.seed = seed
             return self.block(hidden, context, modulation, rotary)
 
         with self.swap.saving() if self.swap is not None else nullcontext():
@@ -250,8 +255,9 @@ class VideoBlock(PipelineLayer):
 class VideoOutput(PipelineLayer):
     """Tokens to the predicted velocity, in the latents' shape; the anchor's distance passes through."""
 
-    def __init__(self, wiring: Wiring, transformer: WanTransformer3DModel) -> None:
+    def __init__(self, wiring: Wiring, transformer: WanTransformer3DModel, facts: MicroBatchFacts) -> None:
         super().__init__(wiring)
+        self.facts = facts
         self.norm_out = transformer.norm_out
         self.proj_out = transformer.proj_out
         self.scale_shift_table = transformer.scale_shift_table
@@ -266,7 +272,7 @@ class VideoOutput(PipelineLayer):
             shift, scale = shift.unsqueeze(1), scale.unsqueeze(1)
         hidden = (self.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
         tokens = self.proj_out(hidden)
-        velocity = _unpatchify(tokens, values["grid"].tolist(), self.patch_size)
+        velocity = _unpatchify(tokens, self.facts.grid(values["grid"]), self.patch_size)
         return (velocity, values["anchor"]) if self.wiring.anchors else (velocity,)
 
 

@@ -28,6 +28,7 @@ from latentloom.finetune.stages.layers import (
     VideoOutput,
     Wiring,
 )
+from latentloom.finetune.stages.micro_batch_facts import MicroBatchFacts
 from latentloom.wan.checkpoints import build_empty, fill, recognise
 from latentloom.wan.folded_padding import PaddingFold
 from latentloom.wan.text_encoder import MAX_TOKENS
@@ -146,7 +147,8 @@ def build_stage(
     _mark_trained(result, config, local)
     wiring = wiring_for(config, device)
     fold = PaddingFold(MAX_TOKENS) if wiring.folds else None
-    result.layers = [_make(name, wiring, transformer, encoder, fold) for name in local]
+    facts = MicroBatchFacts(transformer.rope)
+    result.layers = [_make(name, wiring, transformer, encoder, facts, fold) for name in local]
     _swap_blocks(result, config, names, parts, stage, device)
     return result
 
@@ -207,6 +209,7 @@ def _make(
     wiring: Wiring,
     transformer: WanTransformer3DModel,
     encoder: UMT5EncoderModel | None,
+    facts: MicroBatchFacts,
     fold: PaddingFold | None,
 ) -> PipelineLayer:
     if name.model == "text":
@@ -215,8 +218,8 @@ def _make(
             return TextBlock(wiring, encoder, name.part)
         return (TextInput if name.part == "input" else TextOutput)(wiring, encoder)
     if isinstance(name.part, int):
-        return VideoBlock(wiring, transformer, name.part, fold)
-    return (VideoInput if name.part == "input" else VideoOutput)(wiring, transformer)
+        return VideoBlock(wiring, transformer, name.part, facts, fold)
+    return VideoInput(wiring, transformer) if name.part == "input" else VideoOutput(wiring, transformer, facts)
 
 
 def _swap_blocks(

@@ -39,8 +39,10 @@ class Wire:
 
 
 def _as_bits(value: Tensor) -> Tensor:
+    if not value.is_floating_point():
+        return value
     value = value.detach().contiguous()
-    return value.view(_BITS[value.dtype]) if value.is_floating_point() else value
+    return value.view(_BITS[value.dtype])
 
 
 def _as_floats(value: Tensor) -> Tensor:
