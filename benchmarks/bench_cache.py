@@ -4,23 +4,20 @@ Bare is one loop: PyAV decodes and scales every frame that is needed, the VAE en
 Run: OMP_NUM_THREADS=1 .venv/bin/python benchmarks/bench_cache.py > benchmarks/results/cache.txt
 """
 
-import argparse
 import ctypes
-import json
 import logging
 import platform
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import av
 import numpy as np
 import torch
+from apart import call_apart
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
 from latentloom.finetune.cache import CacheModels, cache_dataset
@@ -32,7 +29,6 @@ from latentloom.wan.vae import encode_video
 
 MICRO = facts.get("micro")
 CPU = torch.device("cpu")
-NUM_ROUNDS = 3
 
 
 class Files(NamedTuple):
@@ -52,42 +48,42 @@ WAYS = ("bare", "cache", "cache, batches of 4", "again", "again, trusted")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--way", choices=WAYS, help="print one way's seconds and memory as JSON; used by the benchmark")
-    parser.add_argument("--set", choices=SETS, default="small")
-    parser.add_argument("--folder", type=Path)
-    arguments = parser.parse_args()
-    if arguments.way is not None:
-        torch.set_num_threads(1)
-        print(json.dumps(_measured(arguments.way, SETS[arguments.set], arguments.folder)))
-        return
-    print(f"MicroWan's VAE in float32 on the CPU, torch {torch.__version__}, 1 thread, {_processor()}")
-    print(f"clips/s: median of {NUM_ROUNDS} rounds, the ways in turns, each round a process of its own, models loaded")
+    print(f"MicroWan's VAE in float32 on the CPU, torch {torch.__version__}, 1 thread, {processor()}")
+    report({name: files.num for name, files in SETS.items()}, num_rounds=3)
+
+
+def report(numbers: Mapping[str, int], num_rounds: int) -> None:
+    """Print a table per set.
+
+    Args:
+        numbers: how many files of each set.
+        num_rounds: the median of so many counts.
+    """
+    print(f"clips/s: median of {num_rounds} rounds, the ways in turns, each round a process of its own, models loaded")
     print("before and not counted; peak MB: beyond the process with the loaded VAE")
-    for name, files in SETS.items():
+    for name, num in numbers.items():
         with tempfile.TemporaryDirectory() as folder:
-            _write(files, Path(folder) / "clips")
-            _report(name, files, Path(folder))
+            files = SETS[name]._replace(num=num)
+            write_clips(files, Path(folder) / "clips")
+            _report_set(files, Path(folder), num_rounds)
 
 
-def _report(name: str, files: Files, folder: Path) -> None:
+def _report_set(files: Files, folder: Path, num_rounds: int) -> None:
     source, size = files.source, files.size
     print(
         f"\n{files.num} clips of {source.width}x{source.height}, {source.num_frames} frames, "
         f"to {size.width}x{size.height}, {size.num_frames} frames"
     )
     results: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
-    for _ in range(NUM_ROUNDS):
+    for _ in range(num_rounds):
         for way in WAYS:
-            command = [sys.executable, __file__, "--way", way, "--set", name, "--folder", str(folder)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            results[way].append(tuple(json.loads(done.stdout)))
+            results[way] += call_apart(_measured, way, files, folder)
     bare = _median([seconds for seconds, _ in results["bare"]])
     print(f"{'':22} {'clips/s':>9} {'x bare':>7} {'peak MB':>9}")
     for way, rounds in results.items():
         seconds = _median([seconds for seconds, _ in rounds])
         peak = _median([megabytes for _, megabytes in rounds])
-        print(f"{way:22} {files.num / seconds:9.1f} {bare / seconds:7.2f} {peak:9.0f}")
+        print(f"{way:22} {files.num / seconds:9.1f} {bare / seconds:7.2f} {peak:9.0f}", flush=True)
 
 
 def _measured(way: str, files: Files, folder: Path) -> tuple[float, float]:
@@ -108,12 +104,7 @@ def _measured(way: str, files: Files, folder: Path) -> tuple[float, float]:
 def _call(way: str, files: Files, folder: Path, models: CacheModels, vae: AutoencoderKLWan) -> Callable[[], object]:
     if way == "bare":
         return lambda: [_bare(path, files, vae) for path in sorted((folder / "clips").glob("*.mp4"))]
-    file = folder / "dataset.toml"
-    size = files.size
-    file.write_text(
-        f"resolutions = [[{size.width}, {size.height}]]\nframe_buckets = [{size.num_frames}]\n"
-        "[[directory]]\npath = 'clips'\n"
-    )
+    file = write_dataset(folder, files.size)
     loaded = CacheModels(
         lambda: vae, models.text_encoder, models.vae_fingerprint, models.text_fingerprint, CPU, torch.float32
     )
@@ -136,7 +127,17 @@ def _bare(path: Path, files: Files, vae: AutoencoderKLWan) -> None:
     encode_video(vae, torch.from_numpy(np.stack(frames))[None], CPU)
 
 
-def _write(files: Files, folder: Path) -> None:
+def write_dataset(folder: Path, size: ClipSize) -> Path:
+    """The data set's file: all of `folder/clips` in one size."""
+    file = folder / "dataset.toml"
+    file.write_text(
+        f"resolutions = [[{size.width}, {size.height}]]\nframe_buckets = [{size.num_frames}]\n"
+        "[[directory]]\npath = 'clips'\n"
+    )
+    return file
+
+
+def write_clips(files: Files, folder: Path) -> None:
     """Clips of moving blocks: noise would be larger than any real video."""
     source, generator = files.source, torch.Generator().manual_seed(0)
     folder.mkdir()
@@ -156,7 +157,8 @@ def _resident(name: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's processor."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
