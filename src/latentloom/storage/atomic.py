@@ -1,8 +1,10 @@
 """Files that appear whole or not at all."""
 
+import errno
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -11,6 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from latentloom.errors import FileError
+
+_DISK_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @contextmanager
@@ -32,10 +36,11 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror}; give a folder that can be written to") from error
     try:
-        yield temporary
-        temporary.chmod(mode)  # a writer may have put its own file in the place of ours, readable by nobody else
-        _flush_to_disk(temporary)
-        os.replace(temporary, path)
+        with disk_failures_said(path):
+            yield temporary
+            temporary.chmod(mode)  # a writer may have put its own file in the place of ours, readable by nobody else
+            _flush_to_disk(temporary)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -57,15 +62,32 @@ def replace_folder(path: Path | str) -> Iterator[Path]:
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror}; give a folder that can be written to") from error
     try:
-        yield temporary
-        if path.exists():
-            path.rename(replaced)
-        temporary.rename(path)
+        with disk_failures_said(path):
+            yield temporary
+            if path.exists():
+                path.rename(replaced)
+            temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if replaced.exists() and not path.exists():
             replaced.rename(path)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def disk_failures_said(path: Path | str) -> Iterator[None]:
+    """Turns a disk that is full, failing or read-only, as any library reports it, into the one line that says so.
+
+    Raises:
+        FileError: the disk failed while `path` was written.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = _disk_failure(error)
+        if reason is None:
+            raise
+        raise FileError(f"cannot write {path}: {reason}; free some space or give another folder") from error
 
 
 def require_writable(path: Path | str) -> None:
@@ -93,6 +115,15 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: object) -> None:
     """Write `value` as indented JSON; numbers that JSON does not know (NaN, infinities) become null."""
     write_text(path, json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _disk_failure(error: Exception) -> str | None:
+    """What is wrong with the disk, in the system's words; None for an error of another kind."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and type(error).__name__ == "SafetensorError":  # its type is not worth an import here
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else None
+    return os.strerror(number) if number in _DISK_FAILURES else None
 
 
 def _refuse_other_kinds(path: Path) -> None:

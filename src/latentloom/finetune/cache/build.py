@@ -68,6 +68,8 @@ def cache_dataset(
         if not all(root.is_complete for root in roots.values()):
             if not regenerate:
                 ranks.first(lambda: _lock(roots.values(), held))
+                for root in roots.values():
+                    root.find_stored(trust)
             _encode(roots.values(), models, batch_size)
         ranks.first(lambda: [root.write_indexes() for root in roots.values()])
     return _assembled(dataset, folders, roots, time.monotonic() - started)

@@ -63,6 +63,10 @@ class CacheRoot:
         if not self.items:
             logger.warning("%s holds no images or videos (sub-folders are not searched)", self.media)
         self.skipped = {str(self.media / item.file): item.problem for item in self.items if item.problem}
+        self.find_stored(trust)
+
+    def find_stored(self, trust: bool) -> None:
+        """Learn anew what is stored; another run may have added to it."""
         for entries in self._sets():
             entries.find(trust)
 
