@@ -132,6 +132,8 @@ def load_folders(dataset: Path, facts: ModelFacts) -> list[MediaFolder]:
 def _load(dataset: Path) -> DatasetConfig:
     if dataset.is_dir():
         return DatasetConfig(directory=(DirectoryConfig(path=dataset),))
+    if not dataset.exists():
+        raise FileError(f"the data set {dataset} does not exist; give a folder of media, or a data set's TOML file")
     try:
         config = load_config(DatasetConfig, dataset)
     except ConfigError as error:

@@ -176,11 +176,12 @@ def _likeness(given: str, known: str) -> float:
 
 def _in_one_line(error: ValidationError) -> str:
     first, *more = error.errors(include_url=False)
-    key = ".".join(str(part) for part in first["loc"]) or "the settings"
-    given = repr(first["input"])
+    key = ".".join(str(part) for part in first["loc"])
     others = f" (and {len(more)} more)" if more else ""
     message = " ".join(first["msg"].removeprefix("Value error, ").split())
-    return f"{key} = {given[:80]}: {message}{others}"
+    if not key or isinstance(first["input"], Mapping):  # of a whole section, whose message names what it is about
+        return f"{key}{': ' if key else ''}{message}{others}"
+    return f"{key} = {first['input']!r:.80}: {message}{others}"
 
 
 def _first_line(error: Exception) -> str:

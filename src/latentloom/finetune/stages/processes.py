@@ -101,8 +101,13 @@ def _begin_deepspeed(device: torch.device) -> None:
     os.environ["DS_ACCELERATOR"] = device.type
     import deepspeed
     from deepspeed import comm
+    from deepspeed.accelerator import get_accelerator, set_accelerator
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
     from latentloom.finetune.stages.engine import quiet
+
+    if device.type == "cpu" and get_accelerator().device_name() != "cpu":
+        set_accelerator(CPU_Accelerator())  # it was imported before, and took what it found
 
     compatible = deepspeed.ops.__compatible_ops__
     before = dict(compatible)
