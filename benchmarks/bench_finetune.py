@@ -95,7 +95,7 @@ def cases(model: Model) -> dict[str, Case]:
         f"most blocks swapped ({most})": Case(lora, run={"blocks_to_swap": most}),
         "activation checkpointing": Case(lora, run={"activation_checkpointing": True}),
         "float8 storage": Case(lora, {"transformer_dtype": "float8"}),
-        "bfloat16, text rows not folded": Case(lora, {"dtype": "bfloat16"}, {"mixed_precision": "bf16"}),
+        "bfloat16": Case(lora, {"dtype": "bfloat16"}, {"mixed_precision": "bf16"}),
         "4 micro-batches, 1 stage": Case(lora, run=quarters),
         "4 micro-batches, 2 stages": Case(lora, run=quarters | {"pipeline_stages": 2}),
         encoder: Case(encoder, TRAINS_TEXT),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentloom.errors import ShapeError
 from latentloom.tensors import TextEmbeddings
-from latentloom.wan.folded_padding import fold_padding
+from latentloom.wan.folded_padding import PaddingFold, fold_padding
 
 TEXT_DIM = 16
 
@@ -133,3 +133,26 @@ def test_a_text_longer_than_the_padded_length_is_refused(transformer):
         fold(texts([513]))
     with fold_padding(transformer, 8) as fold, pytest.raises(ShapeError, match="9 rows does not fit into 8"):
         fold(texts([2, 9]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_in_a_narrow_dtype_the_rows_of_padding_weigh_what_they_should(dtype):
+    fold = PaddingFold(512, dtype)
+    for length in range(0, 513):
+        context = fold(texts([length]))
+        assert fold.bias is not None
+        assert fold.bias.dtype == dtype
+        assert fold.bias.shape[-1] == context.shape[1] == length + 3
+        assert fold.bias[..., length:].double().exp().sum().item() == pytest.approx(512 - length, rel=1e-5, abs=0)
+
+
+@torch.no_grad()
+def test_in_bfloat16_folding_is_no_further_from_the_truth_than_rounding_is(transformer):
+    embeddings = texts([5, 12, 0])
+    truth = predict(transformer, embeddings.padded(512))
+    with torch.autocast("cpu", torch.bfloat16):
+        padded = predict(transformer, embeddings.padded(512))
+        with fold_padding(transformer) as fold:
+            fold.dtype = torch.bfloat16
+            folded = predict(transformer, fold(embeddings))
+    assert (folded - truth).abs().mean() < 1.1 * (padded - truth).abs().mean()

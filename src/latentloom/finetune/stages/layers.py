@@ -38,7 +38,7 @@ class Wiring:
         encodes: texts arrive as token ids and are encoded in the row.
         trains_encoder: gradients flow from the transformer into the text encoder.
         anchors: the encoder's distance from its frozen self is computed on the way.
-        folds: one text row stands for all padding; see `wan.folded_padding`.
+        folds: one text row, or a few, stand for all padding; see `wan.folded_padding`.
         device_type: `cpu` or `cuda`.
         autocasts: matrix products compute in bfloat16.
         recomputes: blocks keep no activations and compute them again in the backward pass.
@@ -183,7 +183,7 @@ class VideoInput(PipelineLayer):
         noisy, timestep, lengths = values["noisy"], values["timestep"], values["lengths"]
         dtype = self.patch_embedding.weight.dtype
         hidden = self.patch_embedding(noisy.to(dtype)).flatten(2).transpose(1, 2).contiguous()
-        padded, bias = _context(values["text"].to(dtype), lengths, self.wiring.folds)
+        padded, bias = _context(values["text"].to(dtype), lengths, self.wiring)
         by_token = timestep.shape[1] if timestep.ndim == 2 else None
         temb, modulation, context, _ = self.condition_embedder(timestep.flatten(), padded, timestep_seq_len=by_token)
         passed = {
@@ -293,10 +293,10 @@ def _is_token(lengths: Tensor, width: int) -> Tensor:
     return torch.arange(width, device=lengths.device) < lengths[:, None]
 
 
-def _context(text: Tensor, lengths: Tensor, folds: bool) -> tuple[Tensor, Tensor]:
+def _context(text: Tensor, lengths: Tensor, wiring: Wiring) -> tuple[Tensor, Tensor]:
     """Texts [B, L, D] as the transformer takes them, and what is added to their logits (nothing, in one number)."""
-    if folds:
-        fold = PaddingFold(MAX_TOKENS)
+    if wiring.folds:
+        fold = PaddingFold(MAX_TOKENS, torch.bfloat16 if wiring.autocasts else text.dtype)
         padded = fold(TextEmbeddings.from_padded(text, lengths))
         assert fold.bias is not None
         return padded, fold.bias
