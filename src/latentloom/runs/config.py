@@ -179,7 +179,8 @@ def _in_one_line(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     others = f" (and {len(more)} more)" if more else ""
     message = " ".join(first["msg"].removeprefix("Value error, ").split())
-    if not key or isinstance(first["input"], Mapping):  # of a whole section, whose message names what it is about
+    if not key or (first["type"] == "value_error" and isinstance(first["input"], Mapping)):
+        # of a whole section, whose message names what it is about
         return f"{key}{': ' if key else ''}{message}{others}"
     return f"{key} = {first['input']!r:.80}: {message}{others}"
 
