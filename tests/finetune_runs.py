@@ -1,9 +1,14 @@
 """Small trainings for the tests of the trainer: settings, examples in memory, and what forked processes run."""
 
+import gc
 import os
+import resource
+import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import get_context
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,9 +20,14 @@ from latentloom.finetune.config import FinetuneConfig
 from latentloom.finetune.data import Example
 from latentloom.finetune.session import Session, make_session
 from latentloom.finetune.stages.processes import Place, joined_processes
+from latentloom.finetune.train import main
+from latentloom.runs import to_toml
+from latentloom.training import read_curve
 from latentloom.wan.clip_size import ClipSize
 from latentloom.wan.pipeline import facts_of
 
+PRINTED = "printed.txt"
+KEPT: list[Any] = []
 CAPTIONS = ("a red circle moves left", "a small blue square moves up on black", "a green circle")
 LORA: dict[str, Any] = {"adapter": {"rank": 4, "dropout": 0.1}}
 ENCODER: dict[str, Any] = {"model": {"cache_text_embeddings": False, "train_text_encoder": True}}
@@ -115,6 +125,7 @@ def forked(num_processes: int, function: Callable[..., Any], *arguments: Any) ->
 def _run_rank(
     rank: int, meeting: Path, count: int, queue: Any, function: Callable[..., Any], arguments: Sequence[Any]
 ) -> None:
+    _keep_what_was_forked()
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     os.environ["LOCAL_RANK"] = str(rank)
     distributed.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=count)
@@ -132,3 +143,71 @@ def _merged(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, A
     for key, value in change.items():
         merged[key] = _merged(merged.get(key) or {}, value) if isinstance(value, Mapping) else value
     return merged
+
+
+def start(config: FinetuneConfig, folder: Path, *arguments: str, largest_file: int | None = None) -> ForkProcess:
+    """A forked process that runs the training command; what it prints is in `folder/printed.txt`.
+
+    Args:
+        config: the settings, handed over as a file.
+        folder: for the file and the output; made where it is not there.
+        arguments: more of the command line.
+        largest_file: files above this many bytes fail to be written, as on a full disk.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.toml").write_text(to_toml(config))
+    (folder / PRINTED).write_text("")
+    command = ("--config", str(folder / "config.toml"), *arguments)
+    process = get_context("fork").Process(target=_run_command, args=(command, folder / PRINTED, largest_file))
+    process.start()
+    return process
+
+
+def finish(config: FinetuneConfig, folder: Path, *arguments: str, largest_file: int | None = None) -> int | None:
+    """The exit code of the training command, run to its end in a forked process."""
+    process = start(config, folder, *arguments, largest_file=largest_file)
+    process.join()
+    return process.exitcode
+
+
+def printed(folder: Path) -> str:
+    """What the last command that was started with this folder has printed, on both of its outputs."""
+    return (folder / PRINTED).read_text()
+
+
+def the_run(config: FinetuneConfig) -> Path:
+    """The only run in the output folder."""
+    (record,) = config.output_dir.glob("*/record.json")
+    return record.parent
+
+
+def losses(run: Path) -> list[tuple[float, float]]:
+    """Steps and losses of a run, as its curve has them."""
+    return [(line["step"], line["loss"]) for line in read_curve(run / "loss.jsonl")]
+
+
+def wait_for_steps(config: FinetuneConfig, number: int) -> None:
+    """Return once the run in the output folder has taken so many steps."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        curves = list(config.output_dir.glob("*/loss.jsonl"))
+        if curves and curves[0].read_text().count("\n") >= number:
+            return
+        time.sleep(0.002)
+    raise TimeoutError(f"no {number} steps in {config.output_dir}")
+
+
+def _keep_what_was_forked() -> None:
+    """Hold on to all objects: process groups of the parent would wait for their threads, which are not forked."""
+    KEPT.extend(gc.get_objects())
+
+
+def _run_command(arguments: Sequence[str], out: Path, largest_file: int | None) -> None:
+    _keep_what_was_forked()
+    with out.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    main(arguments)

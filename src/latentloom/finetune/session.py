@@ -80,12 +80,22 @@ class Session:
     @property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with for its run to go on here."""
+        config, plan, adapter = self.config, self.plan, self.config.adapter
         return {
+            "model": self.facts.key,
             "expert": self.expert,
-            "num_items": len(self.store),
-            "steps_per_epoch": self.plan.steps_per_epoch,
-            "seed": self.config.seed,
-            "optimizer": self.config.optimizer.type,
+            "model.dtype": config.model.dtype,
+            "optimizer.type": config.optimizer.type,
+            "adapter.rank": adapter.rank if adapter else None,
+            "adapter.targets": list(adapter.targets) if adapter else None,
+            "adapter.train_blocks_range": list(adapter.train_blocks_range or ()) if adapter else None,
+            "model.train_text_encoder": config.model.train_text_encoder,
+            "model.text_train_blocks": config.model.text_train_blocks,
+            "seed": config.seed,
+            "the number of items": len(self.store),
+            "clips per step": plan.micro_batch_size * plan.num_chunks,
+            "images per step": plan.image_micro_batch_size * plan.num_chunks,
+            "steps per epoch": plan.steps_per_epoch,
         }
 
     def set_rate(self, step: int) -> float:

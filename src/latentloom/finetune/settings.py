@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from latentloom.errors import ConfigError
@@ -62,6 +63,12 @@ def experts_to_train(config: FinetuneConfig, facts: ModelFacts) -> list[str | No
     if chosen is None:
         raise ConfigError(f'{facts.title} is two experts; set model.experts to "high", "low" or "both"')
     return list(facts.experts) if chosen == "both" else [chosen]
+
+
+def experts_from(experts: Sequence[str | None], run: str | None) -> Sequence[str | None]:
+    """The experts that are left to train when a run is resumed by name: its own and those that come after."""
+    places = [place for place, expert in enumerate(experts) if run and expert and f"-{expert}_noise" in run]
+    return experts[places[0] :] if places else experts
 
 
 def noise_range(facts: ModelFacts, expert: str | None) -> tuple[float, float]:

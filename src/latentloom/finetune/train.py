@@ -7,34 +7,36 @@ processes; `latentloom finetune --config …` in one.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import distributed
 
 from latentloom.errors import LatentLoomError
 from latentloom.finetune.cache import CacheModels, cache_dataset
 from latentloom.finetune.cache.dataset import CachedDataset
+from latentloom.finetune.cache.ranks import Ranks
 from latentloom.finetune.checkpoint import (
     Position,
+    Resume,
     barrier,
+    clear_remains,
     find_resume,
+    is_finished,
     load_checkpoint,
-    read_position,
     save_checkpoint,
 )
 from latentloom.finetune.config import FinetuneConfig
 from latentloom.finetune.exports import save_epoch
+from latentloom.finetune.interruptions import agreed, noticed_signals
 from latentloom.finetune.objective import EVALUATION_QUANTILES
 from latentloom.finetune.samples import Sampler
 from latentloom.finetune.session import Session, make_session
-from latentloom.finetune.settings import experts_to_train, fit_to_model
+from latentloom.finetune.settings import experts_from, experts_to_train, fit_to_model
 from latentloom.finetune.stages.processes import Place, joined_processes
 from latentloom.finetune.stages.row import DTYPES
 from latentloom.finetune.watch import Watch
@@ -113,17 +115,21 @@ def run_finetune(config: FinetuneConfig, options: Options) -> list[Path]:
         LatentLoomError: the user's mistakes, of whichever kind.
     """
     target = target_of(config)
-    config, root, facts = target.config, target.root, target.facts
-    runs = []
-    with joined_processes(config.pipeline_stages, config.device) as place:
-        store = _cache(config, root, facts, place, options)
+    runs: list[Path] = []
+    with joined_processes(target.config.pipeline_stages, target.config.device) as place:
+        store = _cache(target, place, options)
         notes = [*target.changes, *store.report.lines()]
         if place.is_main:
             print("\n".join(notes), flush=True)
         if options.cache_only:
             return []
-        for expert in target.experts:
-            runs.append(_train_one(config, root, facts, expert, place, store, options, notes))
+        for expert in experts_from(target.experts, options.resume_name):
+            after = runs[-1].name if runs else ""
+            run, is_stopped = _train_one(target, expert, place, store, options, notes, after)
+            runs.append(run)
+            if is_stopped:
+                break
+            options = replace(options, resume_name=None)
     return runs
 
 
@@ -142,11 +148,12 @@ def target_of(config: FinetuneConfig) -> Target:
     return Target(fitted.config, root, facts, tuple(experts), fitted.changes)
 
 
-def _cache(config: FinetuneConfig, root: Path, facts: ModelFacts, place: Place, options: Options) -> CachedDataset:
+def _cache(target: Target, place: Place, options: Options) -> CachedDataset:
+    config = target.config
     return cache_dataset(
         config.dataset,
-        CacheModels.of(root, place.device, DTYPES[config.model.dtype], config.model.text_encoder_path),
-        facts=facts,
+        CacheModels.of(target.root, place.device, DTYPES[config.model.dtype], config.model.text_encoder_path),
+        facts=target.facts,
         cache_text=config.model.cache_text_embeddings or config.model.text_anchor_weight > 0,
         trust=options.trust_cache,
         regenerate=options.regenerate_cache,
@@ -155,34 +162,41 @@ def _cache(config: FinetuneConfig, root: Path, facts: ModelFacts, place: Place, 
 
 
 def _train_one(
-    config: FinetuneConfig,
-    root: Path,
-    facts: ModelFacts,
+    target: Target,
     expert: str | None,
     place: Place,
     store: CachedDataset,
     options: Options,
     notes: Sequence[str],
-) -> Path:
-    session = make_session(config, root, facts, expert, place, store)
-    path, position = _start_or_resume(session, options)
-    run = None
-    if place.is_main:
-        data = f"{config.dataset}, {len(store)} items"
-        run = _open_run(session, path, data)
-        path = run.path
-        notes = [*notes, *_bucket_notes(session)]
-        print("\n".join([*_bucket_notes(session), f"run: {path}"]), flush=True)
-    path = _from_main(path)
-    watch = Watch(session, run, position.step, notes) if run is not None else None
-    with run if run is not None else nullcontext(), _noticed_signals() as stop:
-        finished = _loop(session, path, position, watch, stop)
-        if run is not None and watch is not None:
-            watch.write_report()
-            close = run.finish if finished.step >= session.num_steps else run.interrupt
-            close(watch.results(finished.step))
+    after: str,
+) -> tuple[Path, bool]:
+    """Train one transformer; gives its run, and whether a signal asked to stop."""
+    session = make_session(target.config, target.root, target.facts, expert, place, store)
+    with noticed_signals() as stop:
+        resumed = _start_or_resume(session, options, after)
+        position = resumed.position if resumed else Position(0, 0)
+        if resumed and position.step >= session.num_steps and is_finished(resumed.run):
+            if place.is_main:
+                print(f"run: {resumed.run} is finished; nothing is left to do", flush=True)
+            return resumed.run, False
+        run = None
+        if place.is_main:
+            told = [*_bucket_notes(session), *(resumed.notes if resumed else ())]
+            run = _open_run(session, resumed.run if resumed else None)
+            where = f", going on after step {position.step}" if resumed else ""
+            print("\n".join([*told, f"run: {run.path}{where}"]), flush=True)
+            notes = [*notes, *told]
+        path = _from_main(run.path if run is not None else None)
+        watch = Watch(session, run, position.step, notes) if run is not None else None
+        with run if run is not None else nullcontext():
+            position = _loop(session, path, position, watch, stop)
+            (is_stopped,) = agreed((bool(stop),), place)
+            if run is not None and watch is not None:
+                watch.write_report()
+                close = run.finish if position.step >= session.num_steps else run.interrupt
+                close(watch.results(position.step))
     barrier()
-    return path
+    return path, is_stopped
 
 
 def _loop(session: Session, run: Path, position: Position, watch: Watch | None, stop: list[int]) -> Position:
@@ -205,7 +219,7 @@ def _loop(session: Session, run: Path, position: Position, watch: Watch | None, 
         if done % per_epoch == 0 or ends_run:
             _end_epoch(session, run, position, ends_run, watch)
         is_due = ends_run or _is_due(config, done, time.monotonic() - saved)
-        stops, saves = _agreed(bool(stop), is_due, session.place)
+        stops, saves = agreed((bool(stop), is_due), session.place)
         if stops or saves:
             _save(session, run, position)
             saved = time.monotonic()
@@ -255,27 +269,25 @@ def _save(session: Session, run: Path, position: Position) -> None:
     save_checkpoint(run, position, place.stage, place.replica == 0, trained, optimizer, session.identity, kept)
 
 
-def _start_or_resume(session: Session, options: Options) -> tuple[Path | None, Position]:
-    """The run to go on with, and from where; None for a new run."""
+def _start_or_resume(session: Session, options: Options, after: str) -> Resume | None:
+    """The run to go on with, loaded; None for a new run."""
     if not options.resume:
-        return None, Position(0, 0)
-    suffix = _run_name(session)
-    found = find_resume(session.config.output_dir, options.resume_name, suffix)
-    if found is None:
-        return None, Position(0, 0)
-    path, checkpoint = found
-    if checkpoint is None:
-        return path, Position(0, 0)
-    position = read_position(checkpoint, session.identity)
-    load_checkpoint(checkpoint, session.stage.trained, session.optimizer)
-    return path, position
+        return None
+    config, kind = session.config, _run_name(session)
+    with Ranks.open() as ranks:  # one process looks, before any writes
+        found = ranks.first(lambda: find_resume(config.output_dir, options.resume_name, kind, session.identity, after))
+    if found is not None and found.checkpoint is not None:
+        load_checkpoint(found.checkpoint, session.stage.trained, session.optimizer)
+    return found
 
 
-def _open_run(session: Session, path: Path | None, data: str) -> RunFolder:
+def _open_run(session: Session, path: Path | None) -> RunFolder:
     config = session.config
-    if path is not None:
-        return RunFolder.at(path, config, seeds=[config.seed], data=data)
-    return RunFolder.create(config.output_dir, _run_name(session), config, seeds=[config.seed], data=data)
+    data = f"{config.dataset}, {len(session.store)} items"
+    if path is None:
+        return RunFolder.create(config.output_dir, _run_name(session), config, seeds=[config.seed], data=data)
+    clear_remains(path)
+    return RunFolder.at(path, config, seeds=[config.seed], data=data)
 
 
 def _run_name(session: Session) -> str:
@@ -304,33 +316,6 @@ def _from_main(path: Path | None) -> Path:
     distributed.broadcast_object_list(box, src=0)
     assert box[0] is not None
     return box[0]
-
-
-def _agreed(stops: bool, saves: bool, place: Place) -> tuple[bool, bool]:
-    """Whether any process was asked to stop or finds that it is time to save; the same in all of them."""
-    if place.world_size == 1:
-        return stops, saves
-    wishes = torch.tensor([stops, saves], dtype=torch.int32, device=place.device)
-    distributed.all_reduce(wishes, op=distributed.ReduceOp.MAX)
-    return bool(wishes[0]), bool(wishes[1])
-
-
-@contextmanager
-def _noticed_signals() -> Iterator[list[int]]:
-    """A list that fills when SIGTERM or SIGINT arrives, so that a step is finished and saved first."""
-    noticed: list[int] = []
-
-    def notice(number: int, frame: object) -> None:
-        noticed.append(number)
-        if len(noticed) > 1:  # whoever asks twice does not want to wait
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, notice) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield noticed
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -34,7 +34,8 @@ class Watch:
         self.run = run
         self.notes = list(notes)
         self.losses = Curve(run.path / LOSS_CURVE, first_step)
-        self.evaluations = Curve(run.path / EVALUATION_CURVE, first_step + 1)
+        # before the first step there is one as well, which a run that starts again takes again
+        self.evaluations = Curve(run.path / EVALUATION_CURVE, first_step + 1 if first_step else 0)
         self._last = time.monotonic()
 
     def step(self, step: int, loss: float, factor: float) -> None:
