@@ -50,7 +50,7 @@ class ModelConfig(Config):
             its training goes on.
         experts: of a two-expert model, which one is trained; `both` trains one after the other.
         text_train_blocks: the top N blocks of the encoder; 0 trains all of it, embeddings and final norm included.
-        text_anchor_weight: of the regulariser that holds the encoder to its frozen self.
+        text_anchor_weight: of the regulariser that holds the encoder to what it was when training began.
         text_dropout: inside the encoder while it is trained; 0 as Wan uses it.
         save_text_encoder_full: write the whole encoder at every save, not the trained tensors alone.
         save_diffusion_model: write the transformer with the adapter merged in, beside the adapter.

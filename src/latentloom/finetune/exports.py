@@ -35,7 +35,8 @@ def save_epoch(session: Session, run: Path, epoch: int) -> Path:
     barrier()
     if place.replica == 0:
         weights = {name: weight.detach().cpu().contiguous() for name, weight in session.stage.trained.items()}
-        save_file(weights, gathered / f"stage_{place.stage}.safetensors")
+        with atomic_write(gathered / f"stage_{place.stage}.safetensors") as temporary:
+            save_file(weights, temporary)
     barrier()
     if place.is_main:
         trained: dict[str, Tensor] = {}

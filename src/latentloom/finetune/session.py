@@ -92,7 +92,7 @@ class Session:
             "model.train_text_encoder": config.model.train_text_encoder,
             "model.text_train_blocks": config.model.text_train_blocks,
             "seed": config.seed,
-            "the number of items": len(self.store),
+            "the items": _digest(self.store, self.held_out),
             "clips per step": plan.micro_batch_size * plan.num_chunks,
             "images per step": plan.image_micro_batch_size * plan.num_chunks,
             "steps per epoch": plan.steps_per_epoch,
@@ -118,10 +118,13 @@ class Session:
 
     def evaluate(self, quantile: float) -> float:
         """The held-out items' mean loss at one noise level; every replica computes all of it."""
-        batches = list(self.maker.evaluation(self.held_out, self.config.micro_batch_size_per_gpu, quantile))
+        batches = self.maker.evaluation(self.held_out, self.config.micro_batch_size_per_gpu, quantile)
         swap = self.stage.swap if self.config.disable_block_swap_for_eval else None
+        total = 0.0
         with swap.suspended() if swap is not None else nullcontext():
-            return self.engine.evaluate(batches)
+            for inputs, labels in batches:  # one by one, as the last of a size may hold fewer clips
+                total += len(labels[0]) * self.engine.evaluate((inputs, labels))
+        return total / len(self.held_out)
 
 
 def make_session(
@@ -205,8 +208,9 @@ def _loss(anchor_weight: float):
     def loss(outputs: tuple[Tensor, ...], labels: tuple[Tensor, ...]) -> Tensor:
         velocity, *anchor = outputs
         target, weight = labels
-        total = flow_matching_loss(velocity, target, weight)
-        return total + anchor_weight * anchor[0].float() if anchor else total
+        flow = flow_matching_loss(velocity, target, weight)
+        # evaluation is of the flow alone, so that runs with different anchors compare
+        return flow + anchor_weight * anchor[0].float() if anchor and torch.is_grad_enabled() else flow
 
     return loss
 
@@ -218,6 +222,15 @@ def _held_out(store: ExampleStore, share: float) -> tuple[tuple[int, ...], tuple
     chosen = set(names[: max(1, count)]) if share > 0 else set()
     held_out = {name: item for item, name in enumerate(store.names) if name in chosen}
     return tuple(held_out.values()), tuple(item for item, name in enumerate(store.names) if name not in chosen)
+
+
+def _digest(store: ExampleStore, held_out: Sequence[int]) -> str:
+    """Identifies the items of a run and which of them are held out."""
+    items = blake2b(digest_size=8)
+    for name, size in zip(store.names, store.sizes, strict=True):
+        items.update(f"{name} {size}\n".encode())
+    items.update(str(sorted(held_out)).encode())
+    return f"{len(store)}, {items.hexdigest()}"
 
 
 def _hash(name: str) -> str:

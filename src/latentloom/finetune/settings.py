@@ -49,6 +49,28 @@ def fit_to_model(config: FinetuneConfig, facts: ModelFacts, num_text_blocks: int
     return FittedSettings(config, tuple(changes))
 
 
+def idle_settings(config: FinetuneConfig, facts: ModelFacts) -> list[str]:
+    """Settings that do nothing beside the others, each in one line."""
+    model, aug = config.model, config.model.caption_aug
+    by_default = 1 if facts.key == "micro" and config.pipeline_stages == 1 else 0
+    num_samples = by_default if config.sample_every_n_epochs is None else config.sample_every_n_epochs
+    idle = {
+        "disable_block_swap_for_eval = true has no effect with blocks_to_swap = 0": (
+            config.disable_block_swap_for_eval and config.blocks_to_swap == 0
+        ),
+        "sample_prompts has no effect without samples; set sample_every_n_epochs": (
+            bool(config.sample_prompts) and num_samples == 0
+        ),
+        "eval_every_n_epochs has no effect with eval_share = 0": config.eval_every_n_epochs > 1
+        and not config.eval_share,
+        "model.sigmoid_scale has no effect on uniform noise levels": (
+            model.sigmoid_scale != 1 and model.timestep_sample_method == "uniform"
+        ),
+        "model.caption_aug.enable = true has no effect with trim_prob = 0": aug.enable and aug.trim_prob == 0,
+    }
+    return [line for line, is_idle in idle.items() if is_idle]
+
+
 def experts_to_train(config: FinetuneConfig, facts: ModelFacts) -> list[str | None]:
     """The experts that the settings name, one after the other; [None] for a model that is one transformer.
 

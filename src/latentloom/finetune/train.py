@@ -8,40 +8,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from torch import distributed
-
 from latentloom.errors import LatentLoomError
-from latentloom.finetune.cache import CacheModels, cache_dataset
-from latentloom.finetune.cache.dataset import CachedDataset
-from latentloom.finetune.cache.ranks import Ranks
-from latentloom.finetune.checkpoint import (
-    Position,
-    Resume,
-    barrier,
-    clear_remains,
-    find_resume,
-    is_finished,
-    load_checkpoint,
-    save_checkpoint,
-)
+from latentloom.finetune.cache import CachedDataset, CacheModels, cache_dataset
 from latentloom.finetune.config import FinetuneConfig
-from latentloom.finetune.exports import save_epoch
-from latentloom.finetune.interruptions import agreed, noticed_signals
-from latentloom.finetune.objective import EVALUATION_QUANTILES
-from latentloom.finetune.samples import Sampler
-from latentloom.finetune.session import Session, make_session
-from latentloom.finetune.settings import experts_from, experts_to_train, fit_to_model
+from latentloom.finetune.lora import lora_targets
+from latentloom.finetune.settings import experts_from, experts_to_train, fit_to_model, idle_settings
 from latentloom.finetune.stages.processes import Place, joined_processes
 from latentloom.finetune.stages.row import DTYPES
-from latentloom.finetune.watch import Watch
-from latentloom.runs import RunFolder, load_config, track
+from latentloom.runs import load_config
 from latentloom.runs.logs import set_up_logs
+from latentloom.storage import require_writable
 from latentloom.wan.checkpoints import recognise
 from latentloom.wan.facts import ModelFacts
 from latentloom.wan.pipeline import facts_of
@@ -75,7 +55,7 @@ class Target:
         config: settings that fit the model.
         root, facts: the checkpoint.
         experts: its transformers that are trained, one after the other; [None] for a model that is one.
-        changes: what was changed in the settings to fit, in words.
+        changes: what was changed in the settings to fit, and which do nothing, in words.
     """
 
     config: FinetuneConfig
@@ -90,8 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         set_up_logs(verbose=False)
         given = _parser().parse_intermixed_args(arguments)
-        config = load_config(FinetuneConfig, given.config, given.overrides)
-        run_finetune(config, options_of(given.resume_from_checkpoint, given))
+        resume, overrides = given.resume_from_checkpoint, list(given.overrides)
+        if resume and "=" in resume:  # a setting that stands where a run's name may
+            resume, overrides = "", [resume, *overrides]
+        config = load_config(FinetuneConfig, given.config, overrides)
+        run_finetune(config, options_of(resume, given))
     except LatentLoomError as mistake:
         print("latentloom: " + " ".join(str(mistake).split()), file=sys.stderr)
         sys.exit(2)
@@ -115,6 +98,8 @@ def run_finetune(config: FinetuneConfig, options: Options) -> list[Path]:
         LatentLoomError: the user's mistakes, of whichever kind.
     """
     target = target_of(config)
+    if not options.cache_only:
+        require_writable(target.config.output_dir / "run")  # before hours of caching
     runs: list[Path] = []
     with joined_processes(target.config.pipeline_stages, target.config.device) as place:
         store = _cache(target, place, options)
@@ -123,13 +108,19 @@ def run_finetune(config: FinetuneConfig, options: Options) -> list[Path]:
             print("\n".join(notes), flush=True)
         if options.cache_only:
             return []
-        for expert in experts_from(target.experts, options.resume_name):
-            after = runs[-1].name if runs else ""
-            run, is_stopped = _train_one(target, expert, place, store, options, notes, after)
+        # DeepSpeed takes its device when it is imported, and joining the processes has named it
+        from latentloom.finetune.loop import Start, train_session
+        from latentloom.finetune.session import make_session
+
+        name = options.resume_name
+        for expert in experts_from(target.experts, name):
+            session = make_session(target.config, target.root, target.facts, expert, place, store)
+            start = Start(options.resume, name, runs[-1].name if runs else "", tuple(notes))
+            run, is_stopped = train_session(session, start)
             runs.append(run)
             if is_stopped:
                 break
-            options = replace(options, resume_name=None)
+            name = None
     return runs
 
 
@@ -145,7 +136,11 @@ def target_of(config: FinetuneConfig) -> Target:
     num_text_blocks = found.component("text_encoder").derived_config["num_layers"]
     num_blocks = found.component("transformer", experts[0]).derived_config["num_layers"]
     fitted = fit_to_model(config, facts, num_text_blocks, num_blocks)
-    return Target(fitted.config, root, facts, tuple(experts), fitted.changes)
+    adapter = fitted.config.adapter
+    if adapter is not None:  # refused before hours of caching
+        lora_targets(num_blocks, adapter.train_blocks_range, adapter.targets, adapter.allow_self_attn)
+    changes = (*fitted.changes, *idle_settings(fitted.config, facts))
+    return Target(fitted.config, root, facts, tuple(experts), changes)
 
 
 def _cache(target: Target, place: Place, options: Options) -> CachedDataset:
@@ -159,163 +154,6 @@ def _cache(target: Target, place: Place, options: Options) -> CachedDataset:
         regenerate=options.regenerate_cache,
         batch_size=config.caching_batch_size,
     )
-
-
-def _train_one(
-    target: Target,
-    expert: str | None,
-    place: Place,
-    store: CachedDataset,
-    options: Options,
-    notes: Sequence[str],
-    after: str,
-) -> tuple[Path, bool]:
-    """Train one transformer; gives its run, and whether a signal asked to stop."""
-    session = make_session(target.config, target.root, target.facts, expert, place, store)
-    with noticed_signals() as stop:
-        resumed = _start_or_resume(session, options, after)
-        position = resumed.position if resumed else Position(0, 0)
-        if resumed and position.step >= session.num_steps and is_finished(resumed.run):
-            if place.is_main:
-                print(f"run: {resumed.run} is finished; nothing is left to do", flush=True)
-            return resumed.run, False
-        run = None
-        if place.is_main:
-            told = [*_bucket_notes(session), *(resumed.notes if resumed else ())]
-            run = _open_run(session, resumed.run if resumed else None)
-            where = f", going on after step {position.step}" if resumed else ""
-            print("\n".join([*told, f"run: {run.path}{where}"]), flush=True)
-            notes = [*notes, *told]
-        path = _from_main(run.path if run is not None else None)
-        watch = Watch(session, run, position.step, notes) if run is not None else None
-        with run if run is not None else nullcontext():
-            position = _loop(session, path, position, watch, stop)
-            (is_stopped,) = agreed((bool(stop),), place)
-            if run is not None and watch is not None:
-                watch.write_report()
-                close = run.finish if position.step >= session.num_steps else run.interrupt
-                close(watch.results(position.step))
-    barrier()
-    return path, is_stopped
-
-
-def _loop(session: Session, run: Path, position: Position, watch: Watch | None, stop: list[int]) -> Position:
-    """Train from a position to the end, or until a signal asks to stop; gives where it stopped."""
-    config, per_epoch = session.config, session.plan.steps_per_epoch
-    if position.step == 0:
-        _evaluate(session, 0, watch)
-        if watch is not None and _ever_samples(session):
-            watch.samples(0, Sampler(session).write(run / "epoch0"))
-        barrier()
-    saved = time.monotonic()
-    for step in track(range(position.step, session.num_steps), "train"):
-        factor = session.set_rate(step)
-        loss = session.train_step(step)
-        if watch is not None:
-            watch.step(step, loss, factor)
-        done = step + 1
-        position = Position(done, (step // per_epoch) + 1)
-        ends_run = done == session.num_steps
-        if done % per_epoch == 0 or ends_run:
-            _end_epoch(session, run, position, ends_run, watch)
-        is_due = ends_run or _is_due(config, done, time.monotonic() - saved)
-        stops, saves = agreed((bool(stop), is_due), session.place)
-        if stops or saves:
-            _save(session, run, position)
-            saved = time.monotonic()
-        if stops:
-            break
-    return position
-
-
-def _is_due(config: FinetuneConfig, step: int, seconds: float) -> bool:
-    steps, minutes = config.checkpoint_every_n_steps, config.checkpoint_every_n_minutes
-    return (steps is not None and step % steps == 0) or (minutes is not None and seconds >= 60 * minutes)
-
-
-def _end_epoch(session: Session, run: Path, position: Position, ends_run: bool, watch: Watch | None) -> None:
-    config, epoch = session.config, position.epoch
-    if epoch % config.eval_every_n_epochs == 0 or ends_run:
-        _evaluate(session, position.step, watch)
-    saves = epoch % config.save_every_n_epochs == 0 or ends_run
-    folder = save_epoch(session, run, epoch) if saves else run / f"epoch{epoch}"
-    if watch is not None and _samples_are_due(session, epoch, ends_run):
-        watch.samples(position.step, Sampler(session).write(folder))
-    barrier()
-
-
-def _ever_samples(session: Session) -> bool:
-    every = session.config.sample_every_n_epochs
-    is_wanted = session.facts.key == "micro" if every is None else every > 0
-    return is_wanted and session.config.pipeline_stages == 1
-
-
-def _samples_are_due(session: Session, epoch: int, ends_run: bool) -> bool:
-    every = session.config.sample_every_n_epochs
-    return _ever_samples(session) and (ends_run or (every is not None and epoch % every == 0))
-
-
-def _evaluate(session: Session, step: int, watch: Watch | None) -> None:
-    if not session.held_out:
-        return
-    losses = {quantile: session.evaluate(quantile) for quantile in EVALUATION_QUANTILES}
-    if watch is not None:
-        watch.evaluation(step, losses)
-
-
-def _save(session: Session, run: Path, position: Position) -> None:
-    place = session.place
-    trained, optimizer, kept = session.stage.trained, session.optimizer, session.config.checkpoints_kept
-    save_checkpoint(run, position, place.stage, place.replica == 0, trained, optimizer, session.identity, kept)
-
-
-def _start_or_resume(session: Session, options: Options, after: str) -> Resume | None:
-    """The run to go on with, loaded; None for a new run."""
-    if not options.resume:
-        return None
-    config, kind = session.config, _run_name(session)
-    with Ranks.open() as ranks:  # one process looks, before any writes
-        found = ranks.first(lambda: find_resume(config.output_dir, options.resume_name, kind, session.identity, after))
-    if found is not None and found.checkpoint is not None:
-        load_checkpoint(found.checkpoint, session.stage.trained, session.optimizer)
-    return found
-
-
-def _open_run(session: Session, path: Path | None) -> RunFolder:
-    config = session.config
-    data = f"{config.dataset}, {len(session.store)} items"
-    if path is None:
-        return RunFolder.create(config.output_dir, _run_name(session), config, seeds=[config.seed], data=data)
-    clear_remains(path)
-    return RunFolder.at(path, config, seeds=[config.seed], data=data)
-
-
-def _run_name(session: Session) -> str:
-    mode = "encoder" if session.config.model.train_text_encoder else "lora"
-    return f"{mode}-{session.expert}_noise" if session.expert else mode
-
-
-def _bucket_notes(session: Session) -> list[str]:
-    """What a person should know about batches that could not be filled with different items."""
-    plan = session.plan
-    notes = []
-    for size, count in plan.small_buckets().items():
-        notes.append(
-            f"bucket {size.width}x{size.height}x{size.num_frames}: {count} items, fewer than the global batch of "
-            f"{plan.global_batch(size)}; they are repeated to fill it"
-        )
-    total = sum(plan.filled.values())
-    if total:
-        notes.append(f"{total} of each epoch's places are filled with items a second time, to complete last batches")
-    return notes
-
-
-def _from_main(path: Path | None) -> Path:
-    """The main process's path, in every process."""
-    box = [path]
-    distributed.broadcast_object_list(box, src=0)
-    assert box[0] is not None
-    return box[0]
 
 
 def _parser() -> argparse.ArgumentParser:

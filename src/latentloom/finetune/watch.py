@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,12 +35,10 @@ class Watch:
         self.losses = Curve(run.path / LOSS_CURVE, first_step)
         # before the first step there is one as well, which a run that starts again takes again
         self.evaluations = Curve(run.path / EVALUATION_CURVE, first_step + 1 if first_step else 0)
-        self._last = time.monotonic()
 
-    def step(self, step: int, loss: float, factor: float) -> None:
-        """Note one finished step, counted from 0."""
+    def step(self, step: int, loss: float, factor: float, seconds: float) -> None:
+        """Note one finished step, counted from 0, with its loss, its share of the peak rate, and its time."""
         session = self.session
-        seconds, self._last = time.monotonic() - self._last, time.monotonic()
         norm = session.engine.gradient_norm
         self.losses.append(step, loss=loss, gradient_norm=norm, learning_rate=factor)
         board = self.run.tensorboard()

@@ -115,9 +115,9 @@ class StagedEngine(PipelineEngine):
         return _scalar(self.train_batch(data_iter=micro_batches))
 
     @torch.no_grad()
-    def evaluate(self, micro_batches: Sequence[Any]) -> float:
-        """The mean loss of the micro-batches, the same in every process."""
-        return _scalar(self.eval_batch(iter(micro_batches), num_micro_batches=len(micro_batches)))
+    def evaluate(self, micro_batch: Any) -> float:
+        """The loss of one micro-batch, the same in every process."""
+        return _scalar(self.eval_batch(iter([micro_batch]), num_micro_batches=1))
 
     def clip_fp32_gradients(self) -> None:
         """Shorten the gradient of all stages together to the limit.

@@ -106,7 +106,8 @@ def _begin_deepspeed(device: torch.device) -> None:
 
     from latentloom.finetune.stages.engine import quiet
 
-    if device.type == "cpu" and get_accelerator().device_name() != "cpu":
+    accelerator = get_accelerator()
+    if device.type == "cpu" and (accelerator is None or accelerator.device_name() != "cpu"):
         set_accelerator(CPU_Accelerator())  # it was imported before, and took what it found
 
     compatible = deepspeed.ops.__compatible_ops__

@@ -16,7 +16,7 @@ from latentloom.finetune.block_swap import BlockSwap, swapped_per_stage
 from latentloom.finetune.config import FinetuneConfig
 from latentloom.finetune.encoder_files import load_text_encoder_file
 from latentloom.finetune.frozen_linear import store_frozen_in_fp8
-from latentloom.finetune.lora import init_lora, inject_lora, lora_targets
+from latentloom.finetune.lora import inject_lora, lora_targets
 from latentloom.finetune.optimizers import keeps_model_dtype
 from latentloom.finetune.stages.layers import (
     PipelineLayer,
@@ -183,7 +183,6 @@ def _mark_trained(stage: Stage, config: FinetuneConfig, local: Sequence[LayerNam
         targets = lora_targets(num_blocks, adapter.train_blocks_range, adapter.targets, adapter.allow_self_attn)
         added = inject_lora(stage.transformer, targets, adapter.rank, adapter.dropout, train_dtype, config.seed)
         here = {name: weight for name, weight in added.items() if not weight.is_meta}
-        init_lora(here, config.seed)
         stage.trained |= {f"transformer.{name}": weight for name, weight in here.items()}
     if stage.encoder is None:
         return
