@@ -1,6 +1,7 @@
 """The training step and the cache: seconds and memory of each way to train, beside what bounds them and plain code.
 
-The floor is the step's matrix products (recomputing not counted) at the rate of this machine's fastest large product.
+The floor is the step's matrix products (recomputing not counted) at the rate of this machine's fastest large product;
+for bfloat16 too, whose products may be faster.
 Plain is diffusers' WanTransformer3DModel with peft's adapter, or transformers' UMT5EncoderModel in front of it, in a
 loop of a dozen lines: same batches, same first weights, torch's AdamW, texts padded to 512 as Wan does it.
 Run: OMP_NUM_THREADS=1 .venv/bin/python benchmarks/bench_finetune.py > benchmarks/results/finetune.txt
@@ -113,10 +114,8 @@ def main() -> None:
     given = parser.parse_args()
     print(f"On the CPU, torch {torch.__version__}, 1 thread per process, {bench_cache.processor()}")
     print("s: of a step, median; peak MB: beyond the process with all imports, without mapped files, of the largest")
-    print(
-        "stage; loss: of the last step. In float32, where the 512 rows of text are folded; swapping saves nothing here,"
-    )
-    print("where the device's memory is the host's.")
+    print("stage; loss: of the last step. Ours folds the 512 rows of text into a few, plain does not. Swapping saves")
+    print("nothing here, where the device's memory is the host's.")
     with tempfile.TemporaryDirectory() as folder:
         for name, model in list(MODELS.items())[: 1 if given.quick else None]:
             if given.quick:
