@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import cast
 
 import torch
+from diffusers.models.attention_processor import AttentionProcessor
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor, WanTransformer3DModel
 
 from latentloom.finetune.encoder_files import read_text_encoder
 from latentloom.finetune.session import Session
@@ -16,6 +20,20 @@ from latentloom.wan.pipeline import WanPipeline
 from latentloom.wan.text_encoder import WanTextEncoder
 
 NUM_PROMPTS = 4
+
+
+@contextmanager
+def plain_attention(transformer: WanTransformer3DModel) -> Iterator[None]:
+    """Within it, cross-attention takes padded texts, as whoever calls the whole model hands them over."""
+    layers = [part for part in transformer.modules() if isinstance(part, WanAttention) and part.is_cross_attention]
+    before = [layer.processor for layer in layers]
+    try:
+        for layer in layers:
+            layer.set_processor(cast(AttentionProcessor, WanAttnProcessor()))
+        yield
+    finally:
+        for layer, processor in zip(layers, before, strict=True):
+            layer.set_processor(processor)
 
 
 class Sampler:
@@ -45,7 +63,7 @@ class Sampler:
             dtype=DTYPES[session.config.model.dtype],
         )
         swap = session.stage.swap
-        with swap.suspended() if swap is not None else nullcontext():
+        with swap.suspended() if swap is not None else nullcontext(), plain_attention(session.stage.transformer):
             frames, _ = pipeline.generate(self.prompts, seeds=list(range(len(self.prompts))))
         files = []
         for index, clip in enumerate(frames):
