@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from latentloom.finetune.checkpoint import checkpoints_in
 from latentloom.finetune.config import FinetuneConfig
 from latentloom.finetune.data import Example
 from latentloom.finetune.session import Session, make_session
@@ -145,7 +146,13 @@ def _merged(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, A
     return merged
 
 
-def start(config: FinetuneConfig, folder: Path, *arguments: str, largest_file: int | None = None) -> ForkProcess:
+def start(
+    config: FinetuneConfig,
+    folder: Path,
+    *arguments: str,
+    largest_file: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> ForkProcess:
     """A forked process that runs the training command; what it prints is in `folder/printed.txt`.
 
     Args:
@@ -153,12 +160,15 @@ def start(config: FinetuneConfig, folder: Path, *arguments: str, largest_file: i
         folder: for the file and the output; made where it is not there.
         arguments: more of the command line.
         largest_file: files above this many bytes fail to be written, as on a full disk.
+        environment: variables that a launcher sets.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.toml").write_text(to_toml(config))
     (folder / PRINTED).write_text("")
     command = ("--config", str(folder / "config.toml"), *arguments)
-    process = get_context("fork").Process(target=_run_command, args=(command, folder / PRINTED, largest_file))
+    process = get_context("fork").Process(
+        target=_run_command, args=(command, folder / PRINTED, largest_file, environment or {})
+    )
     process.start()
     return process
 
@@ -202,12 +212,30 @@ def _keep_what_was_forked() -> None:
     KEPT.extend(gc.get_objects())
 
 
-def _run_command(arguments: Sequence[str], out: Path, largest_file: int | None) -> None:
+def run_forked(function: Callable[..., Any], out: Path, *arguments: Any) -> int | None:
+    """The exit code of a forked process that calls a function; what it prints is in `out`."""
+    process = get_context("fork").Process(target=_run_printing, args=(function, out, *arguments))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def checkpoints(run: Path) -> list[int]:
+    """The steps of a run's checkpoints."""
+    return [int(path.name.removeprefix("global_step")) for path in checkpoints_in(run)]
+
+
+def _run_command(arguments: Sequence[str], out: Path, largest_file: int | None, environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    _run_printing(main, out, arguments)
+
+
+def _run_printing(function: Callable[..., Any], out: Path, *arguments: Any) -> None:
     _keep_what_was_forked()
     with out.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
-    if largest_file is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    main(arguments)
+    function(*arguments)

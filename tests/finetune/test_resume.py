@@ -19,6 +19,7 @@ from finetune_runs import (
     ENCODER,
     LORA,
     MemoryStore,
+    checkpoints,
     finish,
     forked,
     losses,
@@ -32,7 +33,7 @@ from finetune_runs import (
 from safetensors.torch import load_file
 
 from latentloom.errors import ConfigError
-from latentloom.finetune.checkpoint import Position, checkpoints_in, load_checkpoint, read_position, save_checkpoint
+from latentloom.finetune.checkpoint import Position, load_checkpoint, read_position, save_checkpoint
 from latentloom.finetune.config import FinetuneConfig
 from latentloom.finetune.stages.processes import joined_processes
 from latentloom.finetune.train import Options, run_finetune
@@ -204,10 +205,6 @@ def kept(runs: Runs) -> tuple[FinetuneConfig, Path]:
     run = the_run(config)
     assert checkpoints(run) == [3, 4, 5]
     return config.model_copy(update={"max_steps": 6}), run
-
-
-def checkpoints(run: Path) -> list[int]:
-    return [int(path.name.removeprefix("global_step")) for path in checkpoints_in(run)]
 
 
 def refused(config: FinetuneConfig, folder: Path, *arguments: str) -> str:

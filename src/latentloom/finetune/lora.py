@@ -53,7 +53,8 @@ def lora_targets(
     first, last = blocks if blocks is not None else (0, num_layers - 1)
     if not 0 <= first <= last < num_layers:
         raise ConfigError(
-            f"blocks {first} to {last} are no range of this model's; its {num_layers} blocks are 0 to {num_layers - 1}"
+            f"adapter.train_blocks_range: blocks {first} to {last} are no range of this model's; "
+            f"its {num_layers} blocks are 0 to {num_layers - 1}"
         )
     return [diffusers_name(f"blocks.{n}.{target}") for n in range(first, last + 1) for target in dict.fromkeys(targets)]
 
