@@ -1,6 +1,7 @@
 """Every optimizer moves weights, decays them, and goes on from its saved state as if it had never stopped."""
 
 import math
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.optim import AdamW, Muon
 
-from latentloom.errors import CheckpointError
+from latentloom.errors import CheckpointError, ConfigError
 from latentloom.finetune.config import OptimizerConfig
 from latentloom.finetune.optimizers import keeps_model_dtype, load_optimizer_state, make_optimizer, optimizer_state
 
-TYPES = ("adamw", "AdamW8bitKahan", "adamw8bit", "muon")
+NEEDS_TORCHAO = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao, which the set-up leaves out")
+TYPES = ("adamw", "AdamW8bitKahan", pytest.param("adamw8bit", marks=NEEDS_TORCHAO), "muon")
 SHAPES = {"blocks.0.q.weight": (64, 72), "blocks.0.k.weight": (67, 65), "shared.weight": (9, 8), "norm.bias": (5,)}
 
 
@@ -184,6 +186,7 @@ def test_halves_are_the_nearest_bfloat16_and_lose_nothing():
     assert torch.equal(join_halves(*split_halves(broken)).isfinite(), torch.zeros(3, dtype=torch.bool))
 
 
+@NEEDS_TORCHAO
 def test_stochastic_rounding_leaves_the_global_random_state_alone_and_depends_on_its_seed():
     config = config_of("adamw8bit")
     results = []
@@ -198,6 +201,7 @@ def test_stochastic_rounding_leaves_the_global_random_state_alone_and_depends_on
     assert not torch.equal(results[0], results[2])
 
 
+@NEEDS_TORCHAO
 def test_small_second_moments_follow_a_fading_gradient_although_weights_are_bfloat16():
     config = config_of("adamw8bit")
     weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.bfloat16))
@@ -254,3 +258,10 @@ def test_the_state_of_a_weight_of_another_size_is_refused_by_name():
             other,
             optimizer_state(optimizer, weights),
         )
+
+
+@pytest.mark.skipif(find_spec("torchao") is not None, reason="torchao is installed")
+def test_an_optimizer_of_a_library_that_is_missing_is_refused_in_one_line():
+    config = config_of("adamw8bit")
+    with pytest.raises(ConfigError, match='needs torchao; .*or use "AdamW8bitKahan"'):
+        make_optimizer(config, {"dit": list(weights_for(config).items())})

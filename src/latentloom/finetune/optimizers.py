@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from latentloom.errors import ConfigError
 from latentloom.finetune.config import OptimizerConfig
 from latentloom.training.muon_adamw import MuonWithAdamW
 from latentloom.training.optimizer_state import load_optimizer_state, optimizer_state
@@ -101,6 +103,10 @@ def _optimizer(config: OptimizerConfig, groups: list[dict[str, Any]], seed: int)
 
         return AdamW8bitKahan(groups, **options)
     if config.type == "adamw8bit":
+        if find_spec("torchao") is None:
+            raise ConfigError(
+                'optimizer.type = "adamw8bit" needs torchao; run pip install torchao, or use "AdamW8bitKahan"'
+            )
         from latentloom.training.adamw_stochastic import AdamW8bitStochastic
 
         return AdamW8bitStochastic(groups, seed=seed, **options)
