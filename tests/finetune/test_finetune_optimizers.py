@@ -263,5 +263,5 @@ def test_the_state_of_a_weight_of_another_size_is_refused_by_name():
 @pytest.mark.skipif(find_spec("torchao") is not None, reason="torchao is installed")
 def test_an_optimizer_of_a_library_that_is_missing_is_refused_in_one_line():
     config = config_of("adamw8bit")
-    with pytest.raises(ConfigError, match='needs torchao; .*or use "AdamW8bitKahan"'):
+    with pytest.raises(ConfigError, match=r'needs torchao; .*or use "AdamW8bitKahan"'):
         make_optimizer(config, {"dit": list(weights_for(config).items())})
