@@ -120,10 +120,9 @@ def main() -> None:
     given = parser.parse_args()
     print(f"On the CPU, torch {torch.__version__}, 1 thread per process, {bench_cache.processor()}")
     print("s: of a step, median; peak MB: beyond the process with all imports, without mapped files, of the largest")
-    print(
-        "stage; loss: of the last step. Ours folds the 512 rows of text into a few, plain does only where it says so. Swapping"
-    )
-    print("saves nothing here, where the device's memory is the host's.")
+    print("stage; loss: of the last step. Ours folds the 512 rows of text into a few; plain pads them unless its row says")
+    print("folded, so hold ours against that row for what is not the fold. Plain has its batches ready. Swapping saves")
+    print("nothing here, where the device's memory is the host's.")
     with tempfile.TemporaryDirectory() as folder:
         for name, model in list(MODELS.items())[: 1 if given.quick else None]:
             if given.quick:
