@@ -120,7 +120,7 @@ def main() -> None:
     given = parser.parse_args()
     print(f"On the CPU, torch {torch.__version__}, 1 thread per process, {bench_cache.processor()}")
     print("s: of a step, median; peak MB: beyond the process with all imports, without mapped files, of the largest")
-    print("stage; loss: of the last step. Ours folds the 512 rows of text into a few; plain pads them unless its row says")
+    print("stage; loss: of the last step. Ours folds the 512 text rows into a few; plain pads unless its row says")
     print("folded, so hold ours against that row for what is not the fold. Plain has its batches ready. Swapping saves")
     print("nothing here, where the device's memory is the host's.")
     with tempfile.TemporaryDirectory() as folder:
