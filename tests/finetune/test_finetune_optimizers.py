@@ -6,6 +6,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from bitsandbytes.optim.adamw import AdamW8bit
+from optimizer_kinds import KINDS, NEEDS_TORCHAO
 from safetensors.torch import load, save
 from torch import nn
 from torch.optim import AdamW, Muon
@@ -14,8 +15,6 @@ from latentloom.errors import CheckpointError, ConfigError
 from latentloom.finetune.config import OptimizerConfig
 from latentloom.finetune.optimizers import keeps_model_dtype, load_optimizer_state, make_optimizer, optimizer_state
 
-NEEDS_TORCHAO = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao, which the set-up leaves out")
-TYPES = ("adamw", "AdamW8bitKahan", pytest.param("adamw8bit", marks=NEEDS_TORCHAO), "muon")
 SHAPES = {"blocks.0.q.weight": (64, 72), "blocks.0.k.weight": (67, 65), "shared.weight": (9, 8), "norm.bias": (5,)}
 
 
@@ -38,7 +37,7 @@ def step_on(weights: dict[str, nn.Parameter], optimizer, steps: range) -> None:
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_is_saved_and_loaded_ends_with_the_same_bits_as_one_that_was_not(kind):
     config = config_of(kind)
     whole, halves = weights_for(config), weights_for(config)
@@ -57,7 +56,7 @@ def test_a_run_that_is_saved_and_loaded_ends_with_the_same_bits_as_one_that_was_
         assert not torch.equal(weight, weights_for(config)[name]), name
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_state_is_found_by_name_whatever_the_order_and_without_the_weights_of_other_stages(kind):
     config = config_of(kind)
     weights = weights_for(config)
@@ -75,7 +74,7 @@ def test_a_state_is_found_by_name_whatever_the_order_and_without_the_weights_of_
     assert all(torch.equal(value, expected[key]) for key, value in again.items())
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_without_parameters_a_step_does_nothing(kind):
     optimizer = make_optimizer(config_of(kind), {"te": [], "dit": []})
     optimizer.step()
@@ -84,7 +83,7 @@ def test_without_parameters_a_step_does_nothing(kind):
     assert [group["peak_lr"] for group in optimizer.param_groups] == [1e-3]
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_each_part_has_its_rate_and_vectors_are_not_decayed(kind):
     config = config_of(kind, lr_te=1e-5)
     encoder, adapter = weights_for(config), weights_for(config)
@@ -98,7 +97,7 @@ def test_each_part_has_its_rate_and_vectors_are_not_decayed(kind):
     assert len(owned) == 8
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_rate_that_is_set_between_steps_is_the_one_that_is_taken(kind):
     config = config_of(kind, lr=0.05)
     weights = weights_for(config)
@@ -130,7 +129,7 @@ def decayed(kind: str, steps: int) -> float:
     return size_of(weights) / before
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_decay_far_below_bfloat16s_precision_still_shrinks_weights(kind):
     assert decayed(kind, 200) == pytest.approx(math.exp(-200 * 1e-4 * 0.5), abs=5e-4)
 

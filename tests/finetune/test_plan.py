@@ -8,6 +8,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformer3DModel
 from hypothesis import given
 from hypothesis import strategies as st
+from optimizer_kinds import KINDS
 from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraConfig
 from torch import Tensor, nn
@@ -178,7 +179,7 @@ def test_frozen_weights_weigh_what_they_are_counted_as(dtype, in_fp8):
     assert counted == sum(tensor.nbytes for tensor in [*transformer.parameters(), *scales])
 
 
-@pytest.mark.parametrize("kind", ["adamw", "AdamW8bitKahan", "adamw8bit", "muon"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(64, 72), (64, 64), (8, 9), (300,)])
 def test_optimizers_keep_as_many_bytes_as_they_are_counted_to(kind, shape):
     config = OptimizerConfig(type=kind)
