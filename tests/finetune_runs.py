@@ -14,8 +14,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch.utils.tensorboard
 from torch import distributed
 
+# before DeepSpeed is imported, as the trainer does it
+os.environ["DS_ACCELERATOR"] = "cpu"
+
+import deepspeed
+from deepspeed.comm import comm
+
+import latentloom.finetune.loop
 from latentloom.finetune.checkpoint import checkpoints_in
 from latentloom.finetune.config import FinetuneConfig
 from latentloom.finetune.data import Example
@@ -28,6 +36,9 @@ from latentloom.wan.clip_size import ClipSize
 from latentloom.wan.pipeline import facts_of
 
 PRINTED = "printed.txt"
+IMPORTED = deepspeed, torch.utils.tensorboard, latentloom.finetune.loop
+"""Here once, and not in every process that is forked."""
+
 KEPT: list[Any] = []
 CAPTIONS = ("a red circle moves left", "a small blue square moves up on black", "a green circle")
 LORA: dict[str, Any] = {"adapter": {"rank": 4, "dropout": 0.1}}
@@ -208,8 +219,12 @@ def wait_for_steps(config: FinetuneConfig, number: int) -> None:
 
 
 def _keep_what_was_forked() -> None:
-    """Hold on to all objects: process groups of the parent would wait for their threads, which are not forked."""
-    KEPT.extend(gc.get_objects())
+    """Hold on to all objects: process groups of the parent would wait for their threads, which are not forked.
+
+    It copies the parent's memory, and is left out where the parent has not trained.
+    """
+    if comm.cdb is not None:
+        KEPT.extend(gc.get_objects())
 
 
 def run_forked(function: Callable[..., Any], out: Path, *arguments: Any) -> int | None:

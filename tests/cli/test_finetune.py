@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.utils.tensorboard
+import torch
 from cache_runs import write_clips
 from finetune_runs import LORA, checkpoints, finish, losses, printed, run_forked, settings, the_run
 
 from latentloom.cli.main import run
 from latentloom.finetune.config import FinetuneConfig
 from latentloom.runs import to_toml
-
-IMPORTED = torch.utils.tensorboard
 
 
 @pytest.fixture

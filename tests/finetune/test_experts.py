@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.utils.tensorboard
+import torch
 from cache_runs import write_clips
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from finetune_runs import LORA, MemoryStore, finish, forked, losses, printed, settings, start
@@ -24,7 +24,6 @@ from latentloom.runs import RunRecord
 from latentloom.wan.checkpoints import load_transformer
 from latentloom.wan.pipeline import facts_of
 
-IMPORTED = torch.utils.tensorboard
 SHORT = {"epochs": 2, "sample_every_n_epochs": 0}
 RESUME = "--resume_from_checkpoint"
 
@@ -118,6 +117,7 @@ def test_both_experts_are_trained_one_after_the_other_and_resumed_as_a_pair(
     first = runs_of(config)
     assert list(first) == ["high", "low"]
     assert losses(first["high"]) != losses(first["low"])
+    time.sleep(1)  # runs are told apart by the second in which they began
     longer = config.model_copy(update={"epochs": 40})
     process = start(longer, folder)
     while "step 2/" not in printed(folder):

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.utils.tensorboard
 from cache_runs import write_clips
 from finetune_runs import LORA, finish, losses, printed, settings, start, the_run
 
 from latentloom.finetune.config import FinetuneConfig
 from latentloom.runs import RunRecord, to_toml
 
-IMPORTED = torch.utils.tensorboard
 RESUME = "--resume_from_checkpoint"
 BIN = Path(sys.executable).parent
 

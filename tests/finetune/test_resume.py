@@ -13,7 +13,6 @@ from typing import Any
 import bitsandbytes
 import pytest
 import torch
-import torch.utils.tensorboard
 from cache_runs import write_clips
 from finetune_runs import (
     ENCODER,
@@ -39,7 +38,7 @@ from latentloom.finetune.stages.processes import joined_processes
 from latentloom.finetune.train import Options, run_finetune
 from latentloom.runs import RunRecord
 
-IMPORTED = bitsandbytes, torch.utils.tensorboard
+IMPORTED = bitsandbytes
 """Here once, and not in every process that is forked."""
 
 RESUME = "--resume_from_checkpoint"
@@ -141,10 +140,14 @@ def test_weights_and_optimizer_go_on_exactly(tmp_path: Path, tiny_checkpoint: Pa
             position = Position(numbers.stop, 1)
             return values, save_checkpoint(tmp_path, position, 0, True, trained, session.optimizer, facts, 2)
 
-    whole, _ = steps(range(8))
-    first, checkpoint = steps(range(4))
-    second, _ = steps(range(4, 8), checkpoint)
-    assert first + second == whole
+    def whole_and_halves() -> tuple[list[float], list[float]]:
+        whole, _ = steps(range(8))
+        first, checkpoint = steps(range(4))
+        second, _ = steps(range(4, 8), checkpoint)
+        return whole, first + second
+
+    ((whole, halves),) = forked(1, whole_and_halves)
+    assert halves == whole
     assert len(set(whole)) == 8
 
 
@@ -246,18 +249,18 @@ def test_a_checkpoint_can_be_named_and_later_ones_go(runs: Runs, kept: tuple[Fin
 def test_settings_that_contradict_a_checkpoint_are_refused(
     tmp_path: Path, tiny_checkpoint: Path, change: Mapping[str, Any], key: str
 ) -> None:
-    def identity(*changes: Mapping[str, Any]) -> dict[str, Any]:
+    def identity(saves: bool, *changes: Mapping[str, Any]) -> dict[str, Any]:
         with joined_processes(1, "cpu") as place:
             session = open_session(settings(LORA, *changes), tiny_checkpoint, place, MemoryStore(9))
-            save_checkpoint(tmp_path, Position(1, 1), 0, True, session.stage.trained, session.optimizer, written, 1)
+            trained, optimizer = session.stage.trained, session.optimizer
+            if saves:
+                save_checkpoint(tmp_path, Position(1, 1), 0, True, trained, optimizer, session.identity, 1)
             return session.identity
 
-    written: dict[str, Any] = {}
-    written |= identity()
-    identity()
-    assert read_position(tmp_path / "global_step1", identity()) == Position(1, 1)
+    (same,), (other,) = forked(1, identity, True), forked(1, identity, False, change)
+    assert read_position(tmp_path / "global_step1", same) == Position(1, 1)
     with pytest.raises(ConfigError, match=key) as refusal:
-        read_position(tmp_path / "global_step1", {**identity(change)})
+        read_position(tmp_path / "global_step1", other)
     assert "\n" not in str(refusal.value)
 
 

@@ -52,7 +52,7 @@ def micro() -> Path:
 @pytest.fixture(scope="module")
 def alone(micro: Path) -> dict[str, Any]:
     """Every case in one process."""
-    return dict(zip(CASES, train(cases(1), micro, STORE, NUM_STEPS), strict=True))
+    return dict(zip(CASES, forked(1, train, cases(1), micro, STORE, NUM_STEPS)[0], strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_training_lowers_the_loss_and_the_settings_matter(alone: dict[str, Any])
 
 def test_eight_bit_storage_stays_close(micro: Path, alone: dict[str, Any]) -> None:
     light = settings(TWO_BATCHES, LORA, {"model": {"transformer_dtype": "float8"}})
-    (measured,) = train([light], micro, STORE, NUM_STEPS)
+    ((measured,),) = forked(1, train, [light], micro, STORE, NUM_STEPS)
     assert measured["losses"] != alone["lora"]["losses"]
     assert measured["losses"] == pytest.approx(alone["lora"]["losses"], rel=0.02)
 
@@ -180,7 +180,8 @@ def test_two_replicas_train_as_two_accumulated_batches_do(micro: Path, alone: di
 
 def test_two_stages_of_two_replicas_train_as_four_accumulated_batches_do(micro: Path) -> None:
     changes = (LORA, TWO_BATCHES)
-    (alone,) = train([settings(*changes, {"gradient_accumulation_steps": 4})], micro, STORE, NUM_STEPS)
+    accumulated = settings(*changes, {"gradient_accumulation_steps": 4})
+    ((alone,),) = forked(1, train, [accumulated], micro, STORE, NUM_STEPS)
     four = forked(4, train, [settings(*changes, {"pipeline_stages": 2})], micro, STORE, NUM_STEPS)
     for (measured,) in four:
         assert measured["losses"] == pytest.approx(alone["losses"], abs=1e-5)
