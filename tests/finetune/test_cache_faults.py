@@ -127,7 +127,7 @@ def test_a_full_disk_is_one_line_and_finished_shards_stay(clips: Path, tiny_chec
     assert process.exitcode == 2
     error = (clips.parent / "error.txt").read_text()
     assert error.startswith(f"cannot write {clips / 'cache'}")
-    assert "what was finished is kept" in error
+    assert "File too large" in error
     assert shards(clips) == finished
     assert not list((clips / "cache").rglob("*.partial*"))
     resumed = run(clips, tiny_checkpoint).report
