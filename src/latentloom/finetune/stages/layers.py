@@ -6,6 +6,7 @@ encoded from the cache it begins with `VideoInput`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -83,7 +84,7 @@ class Wiring:
         return Wire(flowing, fixed if self.trains_encoder else ("context", *fixed))
 
 
-class PipelineLayer(nn.Module):
+class PipelineLayer(nn.Module, ABC):
     """A part of a model between two wires; a frozen model's own dropout never acts.
 
     Args:
@@ -105,8 +106,9 @@ class PipelineLayer(nn.Module):
         with torch.autocast(self.wiring.device_type, torch.bfloat16, enabled=self.wiring.autocasts):
             return self.compute(tensors)
 
+    @abstractmethod
     def compute(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        raise NotImplementedError
+        """From what the layer before packed to what the layer after unpacks."""
 
 
 class TextInput(PipelineLayer):
