@@ -128,6 +128,7 @@ def test_a_full_disk_is_one_line_and_finished_shards_stay(clips: Path, tiny_chec
     error = (clips.parent / "error.txt").read_text()
     assert error.startswith(f"cannot write {clips / 'cache'}")
     assert "File too large" in error
+    assert "what was finished is kept" in error
     assert shards(clips) == finished
     assert not list((clips / "cache").rglob("*.partial*"))
     resumed = run(clips, tiny_checkpoint).report

@@ -97,8 +97,10 @@ class ShardWriter:
         except OSError as error:
             if self._shard is not None:
                 shard, self._shard = self._shard, None
-                shard.abandon(error)
+                shard.abandon()
             raise _cannot_write(self.folder, error) from error
+        except FileError as error:  # from the writer of whole files, which knows nothing of the other shards
+            raise FileError(f"{error}: what was finished is kept") from error
 
 
 class ShardReader:
@@ -166,8 +168,8 @@ def write_table(path: Path, features: Features, rows: Sequence[Mapping[str, Any]
         try:
             for row in rows:
                 shard.write(row)
-        except OSError as error:
-            shard.abandon(error)
+        except OSError:
+            shard.abandon()
             raise
         shard.finish()
     except OSError as error:
@@ -185,6 +187,10 @@ def read_table(path: Path, features: Features) -> list[dict[str, Any]] | None:
         reason = f"damaged ({str(error).splitlines()[0][:80]})"
     logger.warning("%s is %s; it is made again", path, reason)
     return None
+
+
+class _GivenUpError(Exception):
+    """Ends the writing of a shard as a failure that is told elsewhere."""
 
 
 class _OpenShard:
@@ -209,14 +215,14 @@ class _OpenShard:
     def finish(self) -> None:
         try:
             self._writer.finalize(close_stream=False)
-        except OSError as error:
-            self.abandon(error)
+        except OSError:
+            self.abandon()
             raise
         self._stack.close()
 
-    def abandon(self, error: OSError) -> None:
-        """Remove the temporary file."""
-        self._stack.__exit__(type(error), error, error.__traceback__)
+    def abandon(self) -> None:
+        """Remove the temporary file; what went wrong is for the caller to say."""
+        self._stack.__exit__(_GivenUpError, _GivenUpError(), None)
 
 
 def _map(path: Path) -> Dataset:
