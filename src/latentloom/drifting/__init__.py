@@ -1,0 +1,1 @@
+"""One-step refinement of interpolated samples, trained by drifting in feature space."""
