@@ -19,6 +19,9 @@ PUBLIC = {
         "run_finetune"
     ),
     "latentloom.finetune.cache": "CacheModels CacheReport CachedDataset cache_dataset",
+    "latentloom.keyframes": (
+        "interpolate_harmonic interpolate_idw interpolation_errors level_counts nested_masks patchify unpatchify"
+    ),
     "latentloom.micro": "default_checkpoint",
     "latentloom.runs": (
         "Config Report RunFolder RunRecord all_reduce_mean_ choose_device find_run is_distributed launch_processes "
