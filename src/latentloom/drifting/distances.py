@@ -1,0 +1,171 @@
+"""How far two sets of feature vectors are apart: the Fréchet distance (FD) and the kernel distance (KID)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from latentloom.errors import ShapeError
+
+NUM_RESAMPLES = 200
+_NORMAL_95 = 1.96
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with the ends of its 95 % interval, or, of several seeds, their mean with the smallest and largest."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, float]:
+        """Value and both ends."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+def frechet_distance(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> float:
+    """The squared Fréchet distance between Gaussians fitted to both sets: 0 for the same set, in squared feature units.
+
+    It is biased upwards, the more the fewer samples there are: only compare figures from as many samples.
+
+    Args:
+        a, b: features, at least two rows each; fewer rows than features are fine.
+
+    Raises:
+        ShapeError: fewer than two rows, or not as many features in both.
+
+    Source: Heusel et al. 2017, arXiv:1706.08500, eq. 6.
+    """
+    _require_samples(a, b)
+    return float(_frechet(a.double(), b.double(), _once(a), _once(b)))
+
+
+def kernel_distance(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> float:
+    """The squared MMD with the kernel (x·y/D + 1)³: 0 on average for samples of one distribution.
+
+    It is unbiased: its mean does not depend on the number of samples, and it can be negative. Its unit is that of the
+    features, so that only figures from the same features compare.
+
+    Args:
+        a, b: features, at least two rows each.
+
+    Raises:
+        ShapeError: fewer than two rows, or not as many features in both.
+
+    Source: Bińkowski et al. 2018, arXiv:1801.01401, section 4.
+    """
+    _require_samples(a, b)
+    return float(_kernel(a.double(), b.double(), _once(a), _once(b)))
+
+
+def frechet_estimate(
+    a: Float[Tensor, "N D"], b: Float[Tensor, "M D"], *, paired: bool = False, seed: int = 0
+) -> Estimate:
+    """`frechet_distance` with a 95 % interval from the spread over bootstrap resamples.
+
+    Resampling adds to the bias of the distance, so that percentiles of the resamples would lie above the distance
+    itself; their spread does not suffer from that, and is put around the distance.
+
+    Args:
+        a, b: as in `frechet_distance`.
+        paired: row i of both belongs to one image, so rows are drawn together.
+        seed: of the resamples.
+    """
+    return _estimate(_frechet, frechet_distance(a, b), a, b, paired, seed, lowest=0.0)
+
+
+def kernel_estimate(
+    a: Float[Tensor, "N D"], b: Float[Tensor, "M D"], *, paired: bool = False, seed: int = 0
+) -> Estimate:
+    """`kernel_distance` with a 95 % interval from the spread over bootstrap resamples.
+
+    Args:
+        a, b: as in `kernel_distance`.
+        paired: row i of both belongs to one image, so rows are drawn together.
+        seed: of the resamples.
+    """
+    return _estimate(_kernel, kernel_distance(a, b), a, b, paired, seed, lowest=-torch.inf)
+
+
+def resample(num_rows: int, num_resamples: int, seed: int) -> Float[Tensor, "R N"]:
+    """How often each row is in each of R sets of `num_rows` rows that are drawn with replacement."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(num_rows, (num_resamples, num_rows), generator=generator)
+    counts = torch.zeros(num_resamples, num_rows, dtype=torch.float64)
+    return counts.scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=torch.float64))
+
+
+def _estimate(
+    distances: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    value: float,
+    a: Tensor,
+    b: Tensor,
+    paired: bool,
+    seed: int,
+    lowest: float,
+) -> Estimate:
+    if paired and len(a) != len(b):
+        raise ShapeError(f"{len(a)} and {len(b)} samples are not pairs; give as many of both, or paired=False")
+    times_a = resample(len(a), NUM_RESAMPLES, seed)
+    times_b = times_a if paired else resample(len(b), NUM_RESAMPLES, seed + 1)
+    spread = distances(a.double(), b.double(), times_a.to(a.device), times_b.to(b.device)).std()
+    reach = _NORMAL_95 * float(spread)
+    return Estimate(value, max(value - reach, lowest), value + reach)
+
+
+def _frechet(a: Tensor, b: Tensor, times_a: Tensor, times_b: Tensor) -> Tensor:
+    """FD of R pairs of sets; `times` [R, N] says how often each row is in each."""
+    mean_a, root_a, variance_a = _gaussians(a, times_a)
+    mean_b, root_b, variance_b = _gaussians(b, times_b)
+    # tr (A B)^1/2 is the nuclear norm of A^1/2 B^1/2, which exists for singular A and B too
+    overlap = torch.linalg.svdvals(root_a @ root_b).sum(dim=-1)
+    return ((mean_a - mean_b).square().sum(dim=-1) + variance_a + variance_b - 2 * overlap).clamp_min(0)
+
+
+def _gaussians(samples: Tensor, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Means [R, D], roots of the covariances [R, D, D] and total variances [R]."""
+    num = len(samples)
+    means = times @ samples / num
+    covariances = []
+    for row, mean in zip(times, means, strict=True):
+        centred = samples - mean
+        covariances.append((centred * row.unsqueeze(1)).T @ centred / (num - 1))
+    covariance = torch.stack(covariances)
+    values, vectors = torch.linalg.eigh(covariance)
+    # rounding makes zero eigenvalues slightly negative
+    root = (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mT
+    return means, root, covariance.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+
+
+def _kernel(a: Tensor, b: Tensor, times_a: Tensor, times_b: Tensor) -> Tensor:
+    """KID of R pairs of sets; a row that is in a set twice is never compared with itself."""
+    across = _kernel_sums(a, b, times_a, times_b) / (times_a.sum(dim=1) * times_b.sum(dim=1))
+    return _within(a, times_a) + _within(b, times_b) - 2 * across
+
+
+def _within(samples: Tensor, times: Tensor) -> Tensor:
+    """Means of the kernel over the pairs of different rows of each set."""
+    same = times.square() @ (samples.square().mean(dim=1) + 1) ** 3
+    num_pairs = times.sum(dim=1) ** 2 - times.square().sum(dim=1)
+    return (_kernel_sums(samples, samples, times, times) - same) / num_pairs
+
+
+def _kernel_sums(a: Tensor, b: Tensor, times_a: Tensor, times_b: Tensor) -> Tensor:
+    sums = torch.zeros(len(times_a), dtype=a.dtype, device=a.device)
+    for rows, times in zip(a.split(_ROWS_AT_ONCE), times_a.split(_ROWS_AT_ONCE, dim=1), strict=True):
+        kernel = (rows @ b.T / a.shape[1] + 1) ** 3
+        sums += (times @ kernel * times_b).sum(dim=1)
+    return sums
+
+
+def _once(samples: Tensor) -> Tensor:
+    return torch.ones(1, len(samples), dtype=torch.float64, device=samples.device)
+
+
+def _require_samples(a: Tensor, b: Tensor) -> None:
+    if min(len(a), len(b)) < 2:
+        raise ShapeError(f"a distance between sets of {len(a)} and {len(b)} samples; give two or more of each")
