@@ -1,8 +1,7 @@
 """The images of a training and those held out from it, by the settings."""
 
 import json
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,13 +12,15 @@ from torch.nn.functional import interpolate
 
 from latentloom.drifting.config import DataConfig
 from latentloom.drifting.fake_images import draw_fake_images
-from latentloom.drifting.images import Images, MirroredImages, Subset, TensorImages
+from latentloom.drifting.image_folder import FolderImages, ImageFiles
+from latentloom.drifting.images import MIRRORED, Images, MirroredImages, Subset, TensorImages
+from latentloom.drifting.latent_data import ImageVae, latents_of, read_latents, require_decodable
 from latentloom.drifting.randomness import step_generator
 from latentloom.errors import ConfigError
 
 __all__ = ["ImageData", "Images", "load_data"]
 
-logger = logging.getLogger(__name__)
+ToPixels = Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B D H2 W2"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,7 @@ class ImageData:
 
     train: Images
     held_out: Images
-    to_pixels: Callable[[Tensor], Tensor]
+    to_pixels: ToPixels
     description: str
 
 
@@ -47,29 +48,35 @@ def load_data(config: DataConfig, device: torch.device) -> ImageData:
 
     Raises:
         ConfigError: settings that do not fit the data, or a class too small to be split.
-        FileError: a folder or file that is missing, empty or of another kind.
+        FileError: a folder or file that is missing, empty or of another kind, or latents of something else.
     """
-    images = _open_pixels(config)
-    num_images = len(images)
-    train, held_out = split_by_class(images, config.held_out_share, config.split_seed, config.validation_share)
+    _refuse_idle_settings(config)
+    images, to_pixels = _open_latents(config, device) if config.input_space == "latent" else _open_pixels(config)
+    num_images = len(images) // 2 if images.is_mirrored else len(images)
+    labels, names = images.labels[:num_images], images.class_names
+    train, held_out = split_by_class(labels, names, config.held_out_share, config.split_seed, config.validation_share)
     if config.flip:
-        images = MirroredImages(images)
         train = torch.cat([train, train + num_images])
     return ImageData(
         Subset(images, train, device),
         Subset(images, held_out, device),
-        _within_range,
+        to_pixels,
         _describe(config, images, num_images, len(train), len(held_out)),
     )
 
 
 def split_by_class(
-    images: Images, held_out_share: float, seed: int, validation_share: float = 0.0
+    labels: Int64[Tensor, "N"],
+    class_names: Sequence[str],
+    held_out_share: float,
+    seed: int,
+    validation_share: float = 0.0,
 ) -> tuple[Int64[Tensor, "T"], Int64[Tensor, "H"]]:
     """The numbers of the images to train on and of those held out, ascending; the same share of every class.
 
     Args:
-        images: all of them.
+        labels: class number of each image.
+        class_names: by class number.
         held_out_share: share of each class that is held out, at least one image of it.
         seed: decides which.
         validation_share: above 0: share of the remaining images that is held out in place of those.
@@ -77,27 +84,30 @@ def split_by_class(
     Raises:
         ConfigError: a class with too few images for its parts.
     """
-    everything = torch.arange(len(images))
-    train, held_out = _divide(images, everything, held_out_share, step_generator(seed, 0, "held out"))
+    everything = torch.arange(len(labels))
+    train, held_out = _divide(labels, class_names, everything, held_out_share, step_generator(seed, 0, "held out"))
     if validation_share:
-        train, held_out = _divide(images, train, validation_share, step_generator(seed, 0, "validation"))
+        train, held_out = _divide(labels, class_names, train, validation_share, step_generator(seed, 0, "validation"))
     return train, held_out
 
 
 def _divide(
-    images: Images, rows: Int64[Tensor, "N"], share: float, generator: torch.Generator
+    labels: Int64[Tensor, "N"],
+    class_names: Sequence[str],
+    rows: Int64[Tensor, "R"],
+    share: float,
+    generator: torch.Generator,
 ) -> tuple[Int64[Tensor, "T"], Int64[Tensor, "H"]]:
-    num_classes = len(images.class_names)
     shuffled = rows[torch.randperm(len(rows), generator=generator)]
-    shuffled = shuffled[torch.argsort(images.labels[shuffled], stable=True)]
-    owners = images.labels[shuffled]
-    counts = torch.bincount(owners, minlength=num_classes)
+    shuffled = shuffled[torch.argsort(labels[shuffled], stable=True)]
+    owners = labels[shuffled]
+    counts = torch.bincount(owners, minlength=len(class_names))
     num_held = (counts * share).round().long().clamp_min(1)
     too_small = torch.nonzero(num_held >= counts).flatten().tolist()
     if too_small:
         number = too_small[0]
         raise ConfigError(
-            f"class {images.class_names[number]!r} has {int(counts[number])} images to divide into training and "
+            f"class {class_names[number]!r} has {int(counts[number])} images to divide into training and "
             f"held-out ones, and {share:g} of it leaves a part empty; give it more images, or take it out"
         )
     rank = torch.arange(len(shuffled)) - (counts.cumsum(0) - counts)[owners]
@@ -105,12 +115,47 @@ def _divide(
     return shuffled[~is_held].sort().values, shuffled[is_held].sort().values
 
 
-def _open_pixels(config: DataConfig) -> Images:
-    if config.dataset == "digits":
-        return _digits(config.pixels)
-    if config.dataset == "fake":
-        return draw_fake_images(config.fake_images, config.fake_classes, config.pixels, config.split_seed)
-    raise ConfigError(f"dataset = {config.dataset!r}")
+def _open_pixels(config: DataConfig) -> tuple[Images, ToPixels]:
+    _, open_images = _find_pixels(config)
+    return open_images(), _within_range
+
+
+def _open_latents(config: DataConfig, device: torch.device) -> tuple[Images, ToPixels]:
+    vae = ImageVae(config.vae_root, device)
+    if config.dataset != "latents" or config.data_root is None:
+        vae.require_size(config.pixels)
+        return latents_of(*_find_pixels(config), vae, config.latent_cache), vae.decode
+    latents = read_latents(config.data_root)
+    require_decodable(latents, config.data_root, vae)
+    if config.flip and not latents.is_mirrored:
+        raise ConfigError(
+            f"{config.data_root} was made without mirrored images, and latents cannot be mirrored; "
+            "leave out flip, or make the file with it"
+        )
+    return latents, vae.decode
+
+
+def _find_pixels(config: DataConfig) -> tuple[str, Callable[[], Images]]:
+    """The fingerprint of the images and what opens them, which decodes every file of a folder."""
+    if config.dataset == "imagefolder" and config.data_root is not None:
+        listed, size = ImageFiles.of(config.data_root), config.pixels
+        found, open_images = listed.fingerprint(size), lambda: FolderImages(listed, size)
+    else:
+        images = _digits(config.pixels) if config.dataset == "digits" else _fake(config)
+        found, open_images = images.fingerprint, lambda: images
+    if config.flip:
+        return f"{found}{MIRRORED}", lambda: MirroredImages(open_images())
+    return found, open_images
+
+
+def _fake(config: DataConfig) -> Images:
+    return draw_fake_images(config.fake_images, config.fake_classes, config.pixels, config.split_seed)
+
+
+def _refuse_idle_settings(config: DataConfig) -> None:
+    for name in ("image_size", "latent_cache"):
+        if config.dataset == "latents" and getattr(config, name) is not None:
+            raise ConfigError(f"{name} has no effect with dataset = 'latents'; leave it out")
 
 
 def _digits(size: int) -> TensorImages:

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
+MIRRORED = " and mirrored"  # added to a fingerprint
+
 
 class Images(ABC):
     """Labelled images that are loaded when they are asked for.
@@ -15,15 +17,22 @@ class Images(ABC):
         class_names: by class number.
         shape: (C, H, W) of an image.
         fingerprint: tells these images from all others, so that what is computed from them can be stored under it.
+        is_mirrored: True where the second half are the images of the first half, mirrored.
     """
 
     def __init__(
-        self, labels: Int64[Tensor, "N"], class_names: tuple[str, ...], shape: tuple[int, int, int], fingerprint: str
+        self,
+        labels: Int64[Tensor, "N"],
+        class_names: tuple[str, ...],
+        shape: tuple[int, int, int],
+        fingerprint: str,
+        is_mirrored: bool = False,
     ) -> None:
         self.labels = labels
         self.class_names = class_names
         self.shape = shape
         self.fingerprint = fingerprint
+        self.is_mirrored = is_mirrored
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -38,7 +47,7 @@ class TensorImages(Images):
 
     Args:
         values: bytes of pixels, or the numbers as `load` gives them.
-        labels, class_names, fingerprint: see Images.
+        labels, class_names, fingerprint, is_mirrored: see Images.
     """
 
     def __init__(
@@ -47,9 +56,10 @@ class TensorImages(Images):
         labels: Int64[Tensor, "N"],
         class_names: tuple[str, ...],
         fingerprint: str,
+        is_mirrored: bool = False,
     ) -> None:
         channels, height, width = values.shape[1:]
-        super().__init__(labels, class_names, (channels, height, width), fingerprint)
+        super().__init__(labels, class_names, (channels, height, width), fingerprint, is_mirrored)
         self.values = values
 
     def load(self, indices: Int64[Tensor, "B"]) -> Float[Tensor, "B C H W"]:
@@ -63,7 +73,7 @@ class MirroredImages(Images):
 
     def __init__(self, images: Images) -> None:
         labels = torch.cat([images.labels, images.labels])
-        super().__init__(labels, images.class_names, images.shape, f"{images.fingerprint} mirrored")
+        super().__init__(labels, images.class_names, images.shape, f"{images.fingerprint}{MIRRORED}", is_mirrored=True)
         self.images = images
 
     def load(self, indices: Int64[Tensor, "B"]) -> Float[Tensor, "B C H W"]:
