@@ -62,7 +62,7 @@ class SampleQueue:
         self.num_pushed += counts
 
     def sample(
-        self, classes: Int64[Tensor, "C"], num: int, generator: torch.Generator
+        self, classes: Int64[Tensor, "C"], num: int, generator: torch.Generator, part: slice = slice(None)
     ) -> tuple[Shaped[Tensor, "C num *shape"], Bool[Tensor, "C num"]]:
         """Draw `num` samples of each class, uniformly and without replacement; rows are independent.
 
@@ -70,6 +70,8 @@ class SampleQueue:
             classes: class numbers, which may repeat.
             num: samples per row.
             generator: on any device; the same one draws the same places wherever the queue lies.
+            part: of the classes whose samples are wanted; the draw is that of all classes, so that processes which
+                share the classes draw what one process would.
 
         Returns:
             The samples, and which of them are real: where a class holds fewer, its last places are zeros.
@@ -78,7 +80,8 @@ class SampleQueue:
         classes = classes.to(device)
         held = self.occupancy[classes, None]
         width = max(self.capacity, num)
-        keys = torch.rand(len(classes), width, generator=generator, device=generator.device).to(device)
+        keys = torch.rand(len(classes), width, generator=generator, device=generator.device)[part].to(device)
+        classes, held = classes[part], held[part]
         is_held = torch.arange(width, device=device) < held
         places = keys.masked_fill(~is_held, 2.0).argsort(dim=1)[:, :num]  # the keys of held ones are below 1
         valid = torch.arange(num, device=device) < held

@@ -1,0 +1,185 @@
+"""The drifting loss of a batch: refined images against real ones of their class, in a frozen encoder's features."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from latentloom.drifting.class_batches import ClassBatch
+from latentloom.drifting.config import DriftConfig
+from latentloom.drifting.diagnostics import kernel_statistics, queue_statistics, separation
+from latentloom.drifting.features import feature_groups
+from latentloom.drifting.field import drifting_losses
+from latentloom.drifting.guidance import unconditional_weight
+from latentloom.drifting.problems import coefficients
+from latentloom.drifting.processes import add_up, gathered
+from latentloom.drifting.queues import SampleQueue
+from latentloom.drifting.randomness import step_generator
+
+VANILLA = "vanilla"
+
+
+class DriftObjective:
+    """Holds the banks of real and of earlier refined images, and computes the loss against them.
+
+    Every process holds the whole banks: what one pushes all push, and draws are planned for all. So the loss does not
+    depend on how many processes share the classes of a batch.
+
+    Args:
+        config: counts, features and weights.
+        encoder: gives feature maps of images; None where only the images themselves are compared.
+        shape: channels, height and width of the images.
+        num_classes: of the training set.
+        seed: of the draws.
+        device: where the banks lie.
+    """
+
+    def __init__(
+        self,
+        config: DriftConfig,
+        encoder: nn.Module | None,
+        shape: tuple[int, int, int],
+        num_classes: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.encoder = encoder
+        self.seed = seed
+        self.positives = SampleQueue(num_classes, config.queue_pos, shape, device=device)
+        self.unconditional = SampleQueue(1, config.queue_unc, shape, device=device)
+        self.negatives = SampleQueue(num_classes, config.queue_neg, shape, device=device)
+        self._kernel = coefficients
+        if config.compile_drift:
+            self._kernel = torch.compile(coefficients, mode=config.compile_mode, dynamic=False)
+
+    def banks(self) -> dict[str, SampleQueue]:
+        """The banks by name, for a checkpoint."""
+        return {"positives": self.positives, "unconditional": self.unconditional, "negatives": self.negatives}
+
+    def __call__(
+        self, batch: ClassBatch, refined: Float[Tensor, "N _ _ _"], *, measures: bool = False
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """The loss of this process's part of a batch; its real and its refined images enter the banks.
+
+        Args:
+            batch: where the refined images come from.
+            refined: one for each of the batch's images, in their order; the gradient goes to them.
+            measures: also tell what the kernel does and what the banks hold, which computes distances again.
+        """
+        others = self._draw(batch)
+        groups = self._groups(refined, others)
+        losses = drifting_losses(
+            [gen for gen, _, _ in groups.values()],
+            [pos for _, pos, _ in groups.values()],
+            [neg for _, _, neg in groups.values()],
+            temperatures=self.config.temperatures,
+            weight_neg=others.weight_neg,
+            valid=others.valid,
+            reduce=add_up,
+            kernel=self._kernel,
+        )
+        # only now: a sample must not meet its own copy, which would hold it where it stands
+        self._push(self.negatives, batch, refined)
+        weights = [self._weight(name) for name in groups]
+        loss = (losses * losses.new_tensor(weights).unsqueeze(1)).sum(0).mean()
+        return loss, self._measures(batch, others, groups) if measures else {}
+
+    def _draw(self, batch: ClassBatch) -> "_Others":
+        """Push the batch's real images, then draw what its refined ones are held against."""
+        config, part = self.config, batch.part
+        self._push(self.positives, batch, batch.images)
+        everything = gathered(batch.images)
+        self.unconditional.push(torch.zeros(len(everything), dtype=torch.int64), everything)
+        generator = step_generator(self.seed, batch.number, "banks")
+        pos, has_pos = self.positives.sample(batch.all_classes, config.drift_n_pos, generator, part)
+        neg, has_neg = self.negatives.sample(batch.all_classes, config.drift_n_neg, generator, part)
+        unc, has_unc = self.unconditional.sample(torch.zeros(1, dtype=torch.int64), config.drift_n_unc, generator)
+        num_classes = len(pos)
+        alpha = batch.alpha.to(pos.device)
+        weight_unc = unconditional_weight(alpha, batch.num_gen, max(int(has_unc.sum()), 1))
+        weight_neg = torch.cat(
+            [neg.new_ones(num_classes, neg.shape[1]), weight_unc[:, None].expand(-1, unc.shape[1])], dim=1
+        )
+        has_gen = has_pos.new_ones(num_classes, batch.num_gen)
+        valid = torch.cat([has_gen, has_neg, has_unc.expand(num_classes, -1), has_pos], dim=1)
+        return _Others(pos, neg, unc[0], weight_neg, None if bool(valid.all()) else valid)
+
+    def _groups(self, refined: Tensor, others: "_Others") -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """By feature the refined, the attracting and the repelling samples, each [class, sample, location, channel]."""
+        num_classes, num_pos = others.pos.shape[:2]
+        num_neg = others.neg.shape[1]
+        own = self._features(refined)
+        with torch.no_grad():
+            real = torch.cat([others.pos.flatten(0, 1), others.neg.flatten(0, 1), others.unc])
+            rest = self._features(real)
+        groups = {}
+        for name, gen in own.items():
+            pos, neg, unc = rest[name].split([num_classes * num_pos, num_classes * num_neg, len(others.unc)])
+            repelling = [
+                neg.unflatten(0, (num_classes, num_neg)),
+                unc.unsqueeze(0).expand(num_classes, -1, -1, -1),
+            ]
+            groups[name] = (
+                gen.unflatten(0, (num_classes, -1)),
+                pos.unflatten(0, (num_classes, num_pos)),
+                torch.cat(repelling, dim=1),
+            )
+        return groups
+
+    def _features(self, images: Float[Tensor, "N C H W"]) -> dict[str, Float[Tensor, "N _ _"]]:
+        config, groups = self.config, {}
+        if self.encoder is not None:
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=config.amp_bf16):
+                maps = self.encoder(images)
+            groups = feature_groups(
+                maps,
+                global_stats=config.feature_include_global_stats,
+                local=config.feature_include_local,
+                patch_stats=config.feature_include_patch_stats,
+            )
+        if config.vanilla_loss_weight:
+            groups[VANILLA] = images.flatten(1).unsqueeze(1).float()
+        return groups
+
+    def _push(self, bank: SampleQueue, batch: ClassBatch, images: Tensor) -> None:
+        bank.push(batch.all_classes.repeat_interleave(batch.num_gen), gathered(images.detach()))
+
+    def _weight(self, name: str) -> float:
+        return self.config.vanilla_loss_weight if name == VANILLA else self.config.feature_loss_weight
+
+    @torch.no_grad()
+    def _measures(
+        self, batch: ClassBatch, others: "_Others", groups: Mapping[str, tuple[Tensor, Tensor, Tensor]]
+    ) -> dict[str, float]:
+        # the first feature of the coarsest map sees whole images, as the images themselves do
+        name = list(groups)[-1] if self.encoder is None else _first_of_last_map(groups)
+        gen, pos, neg = (samples[:, :, 0].float() for samples in groups[name])
+        statistics = kernel_statistics(
+            gen,
+            pos,
+            neg,
+            temperatures=self.config.temperatures,
+            weight_neg=others.weight_neg,
+            valid=others.valid,
+        )
+        statistics |= separation(gen.flatten(0, 1), batch.image_classes) or {}
+        return statistics | queue_statistics(self.positives)
+
+
+@dataclass(frozen=True, eq=False)
+class _Others:
+    """What a batch is held against: real images that attract, earlier refined and unconditional ones that repel."""
+
+    pos: Float[Tensor, "C P _ _ _"]
+    neg: Float[Tensor, "C Q _ _ _"]
+    unc: Float[Tensor, "U _ _ _"]
+    weight_neg: Float[Tensor, "C Q+U"]
+    valid: Bool[Tensor, "C T"] | None
+
+
+def _first_of_last_map(names: Iterable[str]) -> str:
+    of_maps = [name for name in names if name != VANILLA]
+    return next(name for name in of_maps if name.split("/")[0] == of_maps[-1].split("/")[0])
