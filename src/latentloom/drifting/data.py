@@ -20,7 +20,7 @@ from latentloom.errors import ConfigError
 
 __all__ = ["ImageData", "Images", "load_data"]
 
-ToPixels = Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B D H2 W2"]]
+ToPixels = Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B colours rows columns"]]
 
 
 @dataclass(frozen=True, eq=False)

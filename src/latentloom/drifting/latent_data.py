@@ -90,7 +90,7 @@ class ImageVae:
                 latents[batches[number]] = encoded.values.squeeze(2).cpu()
         return latents
 
-    def decode(self, latents: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 H W"]:
+    def decode(self, latents: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 rows columns"]:
         """Pixels from -1 to 1 of normalised latents, on the device of the latents."""
         if not len(latents):
             return latents.new_empty(0, 3, *(side * self.stride for side in latents.shape[-2:]))
@@ -124,6 +124,8 @@ def latents_of(
         return TensorImages(latents, images.labels, images.class_names, images_fingerprint, images.is_mirrored)
     if not cache.exists() and process_rank() == 0:
         _write(open_images(), vae, cache)
+    if not cache.exists():
+        logger.info("waiting for the first process to write %s", cache)
     while not cache.exists():  # a collective would time out: encoding takes hours
         time.sleep(SECONDS_BETWEEN_LOOKS)
     latents = read_latents(cache)
