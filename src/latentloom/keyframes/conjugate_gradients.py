@@ -14,17 +14,17 @@ CHECK_EVERY = 8  # iterations between two looks at the residual; each look waits
 
 
 def solve_on_grid(
-    edges: GridEdges, diagonal: Float[Tensor, "B R C 1"], residual: Float[Tensor, "B R C D"], tolerance: float = 1e-6
+    edges: GridEdges, diagonal: Float[Tensor, "B R C 1"], residual: Float[Tensor, "B R C D"]
 ) -> Float[Tensor, "B R C D"]:
     """The x with diagonal * x - (weights times neighbours) = residual, by Jacobi-preconditioned conjugate gradients.
 
-    Every channel of every grid has step lengths of its own, so the rest of the batch does not change its result.
+    Every channel of every grid has step lengths of its own; the rest of the batch only decides how long it goes on.
 
     Args:
         edges: weights, 0 for an edge that does not couple its ends.
         diagonal: above 0, at least the sum of each patch's weights.
-        residual: right-hand sides, D per grid.
-        tolerance: a right-hand side is done when its preconditioned residual is this part of the first.
+        residual: right-hand sides, D per grid. Each is solved to the square root of its dtype's precision, which two
+            passes, the second on what the first left, bring to the full one.
 
     Source: Shewchuk, "An introduction to the conjugate gradient method without the agonizing pain" (1994), B3.
     """
@@ -35,7 +35,7 @@ def solve_on_grid(
     solution = torch.zeros_like(remainder)
     direction = remainder.clone()
     size = _square(remainder)
-    enough = size * tolerance**2
+    enough = size * torch.finfo(size.dtype).eps  # sizes are squares
     most = 20 * (residual.shape[1] + residual.shape[2]) + CHECK_EVERY
     for iteration in range(most):
         if iteration % CHECK_EVERY == 0 and bool((size <= enough).all()):

@@ -13,9 +13,10 @@ from latentloom.keyframes.conjugate_gradients import solve_on_grid
 from latentloom.keyframes.grid_graph import GridEdges, degrees, edge_list, laplacian, neighbour_pull
 from latentloom.keyframes.interpolate import interpolate_idw
 
-DENSE_PATCHES = 256  # up to here a dense factorisation is the faster solver
+DENSE_PATCHES = 256  # here both solvers take about as long; beyond, the cube of the number of patches tells
 WEAKEST_EDGE = 1e-3  # weaker ones would leave a patch at the mercy of float32's rounding
 
+Solver = Literal["cholesky", "conjugate_gradients"]
 Correction = Callable[[Float[Tensor, "B R C D"]], Float[Tensor, "B R C D"]]
 
 
@@ -29,7 +30,7 @@ def interpolate_harmonic(
     sigma_space: float,
     lambda_reg: float,
     power: float = 2.0,
-    solver: Literal["cholesky", "conjugate_gradients"] | None = None,
+    solver: Solver | None = None,
 ) -> Float[Tensor, "B N D"]:
     """Fill missing patches so that each is the weighted mean of its four neighbours, starting from the IDW fill f.
 
@@ -70,7 +71,7 @@ def interpolate_harmonic(
     dense = given.shape[1] <= DENSE_PATCHES if solver is None else solver == "cholesky"
     correct = (_dense_correction if dense else _iterative_correction)(edges, missing, tie)
     filled = start
-    for _ in range(2):  # the second pass takes away the rounding of the first
+    for _ in range(2):  # the second pass takes away what rounding and an early stop left by the first
         residual = (neighbour_pull(edges, filled) + tie * (start - filled)) * missing
         filled = filled + correct(residual)
     return torch.where(given.unsqueeze(-1), tokens, filled.flatten(1, 2).to(tokens.dtype))

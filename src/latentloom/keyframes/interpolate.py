@@ -31,8 +31,9 @@ def interpolate_idw(
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     weights = _weights(grid, power, dtype, tokens.device)
     known = tokens.to(dtype).masked_fill(~given.unsqueeze(-1), 0)
-    # the weights are symmetric, so one matrix product serves all images whatever their masks
-    filled = (known.mT @ weights).mT / (given.to(dtype) @ weights).unsqueeze(-1)
+    with torch.autocast(tokens.device.type, enabled=False):  # it would take the products in bfloat16
+        # the weights are symmetric, so one matrix product serves all images whatever their masks
+        filled = (known.mT @ weights).mT / (given.to(dtype) @ weights).unsqueeze(-1)
     return torch.where(given.unsqueeze(-1), tokens, filled.to(tokens.dtype))
 
 
