@@ -77,6 +77,7 @@ class ImageVae:
         """Normalised latents of all images, in float32 on the CPU; grey images are encoded as RGB."""
         _, height, width = images.shape
         self.require_size(height)
+        self.require_size(width)
         latents = torch.empty(len(images), self.channels, height // self.stride, width // self.stride)
         batches = torch.arange(len(images)).split(_num_at_once(height * width))
         with ThreadPoolExecutor(1, "load") as pool:  # the next batch is loaded while the VAE computes
