@@ -53,7 +53,7 @@ class Keypatches:
     """
 
     def __init__(self, config: DriftConfig, shape: tuple[int, int, int]) -> None:
-        channels, height, width = shape
+        _, height, width = shape
         self.patch = config.patch_size or (2 if config.dataset == "digits" else 4)
         if height % self.patch or width % self.patch:
             raise ConfigError(f"patch_size = {self.patch} does not divide {height}x{width}; give one that does")
