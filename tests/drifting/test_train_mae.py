@@ -1,21 +1,33 @@
 import importlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from latentloom.cli import drift_train_mae
 from latentloom.drifting.batches import ShuffledBatches
 from latentloom.drifting.config import MaeConfig
 from latentloom.drifting.data import ImageData, load_data
 from latentloom.drifting.mae import ADAM_NAMES, LatentMae, MaeShape, load_mae
 from latentloom.drifting.optimizers import make_drift_optimizers, rate_factor
-from latentloom.drifting.train_mae import CURVE_FILE, MAE_FILE, STATE_FILE, MaeTraining, run_train_mae, train_mae
+from latentloom.drifting.train_mae import (
+    CURVE_FILE,
+    MAE_FILE,
+    STATE_FILE,
+    MaeTraining,
+    effective_batch,
+    run_train_mae,
+    train_mae,
+)
 from latentloom.errors import ConfigError, ShapeError
-from latentloom.runs import RunRecord, launch_processes
+from latentloom.runs import RunRecord, launch_processes, load_config
 from latentloom.storage import read_module
 from latentloom.training import read_curve, set_learning_rate
 
@@ -179,12 +191,13 @@ def test_the_rate_rises_and_falls_or_stays():
 def test_a_run_leaves_record_curves_and_report(tmp_path):
     config = settings(steps=8)
     weights = run_train_mae(config, tmp_path / "run")
+    assert weights == tmp_path / "run" / MAE_FILE
     record = RunRecord.read(tmp_path / "run")
     assert record.status == "finished"
     assert record.seeds == [0]
     assert record.results["effective_batch"] == 16
     assert record.results["held_out_loss"] == pytest.approx(
-        read_curve(weights.parent / CURVE_FILE)[-1]["held_out_loss"]
+        read_curve(tmp_path / "run" / CURVE_FILE)[-1]["held_out_loss"]
     )
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     page = (tmp_path / "run" / "report.html").read_text()
@@ -197,6 +210,29 @@ def test_a_run_leaves_record_curves_and_report(tmp_path):
 
 def test_latents_are_trained_on_and_shown(tmp_path):
     config = settings(dataset="fake", image_size=32, fake_images=40, input_space="latent", steps=2, stages=1)
-    mae = load_mae(run_train_mae(config, tmp_path))
+    run_train_mae(config, tmp_path)
+    mae = load_mae(tmp_path / MAE_FILE)
     assert mae.shape.channels == 16
     assert (tmp_path / "report.html").exists()
+
+
+def test_the_command_trains_by_a_file_and_options(tmp_path):
+    (tmp_path / "mae.toml").write_text("width = 8\nstages = 1\nblocks = 1\nbatch_size = 16\nsteps = 9\n")
+    app = typer.Typer()
+    app.command()(drift_train_mae.command)
+    arguments = ["--config", str(tmp_path / "mae.toml"), "--steps", "2", "--out-dir", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "out.json")])
+    assert result.exit_code == 0, result.output
+    assert "effective batch 16" in result.output
+    measured = json.loads((tmp_path / "out.json").read_text())
+    assert measured["settings"]["steps"] == 2
+    assert load_mae(Path(measured["weights"])).shape.width == 8
+
+
+def test_the_recipe_has_the_effective_batch_that_it_states():
+    path = Path(__file__).parents[2] / "recipes" / "8gpu_latent_mae.toml"
+    config = load_config(MaeConfig, path)
+    text = path.read_text()
+    assert "torchrun --nproc_per_node 8 --no-python latentloom drift train-mae --config recipes/" + path.name in text
+    assert 8 * effective_batch(config) == 4096
+    assert config.input_space == "latent"

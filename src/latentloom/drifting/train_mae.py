@@ -45,10 +45,10 @@ Watch = Callable[[int, Mapping[str, float]], None]
 _CHANGEABLE = {"log_every", "save_every", "device"}  # settings that leave the weights as they are
 
 
-def run_train_mae(config: MaeConfig, out_dir: Path) -> Path:
-    """Train an autoencoder as a run on disk: settings, record, curves, weights and `report.html`; gives the weights.
+def run_train_mae(config: MaeConfig, out_dir: Path) -> Path | None:
+    """Train an autoencoder as a run on disk (settings, record, curves, weights, `report.html`); gives the weights.
 
-    Under torchrun every process calls it; the first one writes.
+    Under torchrun every process calls it; the first one writes, and the others are given None.
 
     Args:
         config: the settings.
@@ -61,7 +61,8 @@ def run_train_mae(config: MaeConfig, out_dir: Path) -> Path:
         data = load_data(config, device)
         refuse_other_run(out_dir, data, config)
         if process_rank() != 0:
-            return train_mae(data, config, out_dir)
+            train_mae(data, config, out_dir)
+            return None
         with RunFolder.at(out_dir, config, data=data.description) as run:
             weights = train_mae(data, config, out_dir, tensorboard_watch(run, effective_batch(config)))
             results = write_mae_report(data, config, weights, out_dir, effective_batch(config))
