@@ -31,7 +31,8 @@ class Judge(nn.Module):
 
     Convolution, ReLU, convolution, ReLU, pooling to 4 x 4 cells, 64 ReLU units, classes. The features are in units of
     the root of their mean variance over training images: FD and KID would otherwise depend on the width, the dropout
-    and the length of the judge's own training (FD by 3 times, KID by 10 times between judges that are as accurate).
+    and the length of the judge's own training (FD by 2 times, KID by 6 times between judges of digits that are right on
+    98 % and 99 %).
 
     Args:
         shape: channels, height and width of a sample.

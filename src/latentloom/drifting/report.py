@@ -93,8 +93,9 @@ def compare(content: DriftReport) -> str:
         return ""
     subject = content.subject or list(content.methods)[-1]
     found = aggregate(content.methods[subject])
+    name = f"{subject[:1].upper()}{subject[1:]}"
     text = (
-        f"{subject[:1].upper()}{subject[1:]}: FD {found.fd.value:.3g}, KID {found.kid.value:.3g}, {100 * found.accuracy.value:.1f} % of the "
+        f"{name}: FD {found.fd.value:.3g}, KID {found.kid.value:.3g}, {100 * found.accuracy.value:.1f} % of the "
         "images read as their class."
     )
     if content.baseline is None or content.baseline == subject:
