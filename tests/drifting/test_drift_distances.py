@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentloom.drifting.distances import (
+    _paired_kernel,
     frechet_distance,
     frechet_estimate,
     kernel_distance,
@@ -78,6 +79,36 @@ def test_kid_is_what_a_double_loop_gives():
     within_b = sum(kernel(b[i], b[j]) for i in range(5) for j in range(5) if i != j) / (5 * 4)
     across = sum(kernel(x, y) for x in a for y in b) / (7 * 5)
     assert kernel_distance(a, b) == pytest.approx(within_a + within_b - 2 * across, rel=1e-12)
+
+
+def test_kid_of_pairs_is_a_double_loop_over_different_images():
+    a, b = normal(6, 4, 0), normal(6, 4, 1) + 0.3
+
+    def kernel(x, y):
+        return float((x @ y / 4 + 1) ** 3)
+
+    terms = [
+        kernel(a[i], a[j]) + kernel(b[i], b[j]) - kernel(a[i], b[j]) - kernel(a[j], b[i])
+        for i in range(6)
+        for j in range(6)
+        if i != j
+    ]
+    assert kernel_distance(a, b, paired=True) == pytest.approx(sum(terms) / 30, rel=1e-12)
+    drawn = torch.tensor([0, 0, 2, 3, 3, 5])  # a resample of pairs, in which an image never meets its own copy
+    times = torch.bincount(drawn, minlength=6).double()
+    between = [(i, j) for i in drawn.tolist() for j in drawn.tolist() if i != j]
+    resampled = sum(kernel(a[i], a[j]) + kernel(b[i], b[j]) - 2 * kernel(a[i], b[j]) for i, j in between) / len(between)
+    assert float(_paired_kernel(a, b, times[None], times[None])) == pytest.approx(resampled, rel=1e-12)
+
+
+def test_kid_of_pairs_is_zero_on_average_for_nearly_equal_pairs_and_varies_less():
+    """Compared as if they were independent, pairs pull KID below 0: every image meets its own copy."""
+    images = [normal(20, 3, seed) for seed in range(300)]
+    pairs = [(image, image + 0.1 * normal(20, 3, 1000 + seed)) for seed, image in enumerate(images)]
+    noise = torch.tensor([kernel_distance(a, b, paired=True) for a, b in pairs])
+    naive = torch.tensor([kernel_distance(a, b) for a, b in pairs])
+    assert float(noise.std()) < 0.2 * float(naive.std())
+    assert float(naive.mean()) < -5 * float(naive.std()) / 300**0.5
 
 
 def test_kid_of_one_distribution_is_zero_on_average_and_fd_is_not():

@@ -44,7 +44,7 @@ def frechet_distance(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> float:
     return float(_frechet(a.double(), b.double(), _once(a), _once(b)))
 
 
-def kernel_distance(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> float:
+def kernel_distance(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"], *, paired: bool = False) -> float:
     """The squared MMD with the kernel (x·y/D + 1)³: 0 on average for samples of one distribution.
 
     It is unbiased: its mean does not depend on the number of samples, and it can be negative. Its unit is that of the
@@ -52,14 +52,20 @@ def kernel_distance(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> float:
 
     Args:
         a, b: features, at least two rows each.
+        paired: row i of both belongs to one image, as where images are refined and compared with themselves. An image
+            is then not compared with its own copy, which would pull the estimate below 0; what all images share
+            cancels, so that it varies far less.
 
     Raises:
-        ShapeError: fewer than two rows, or not as many features in both.
+        ShapeError: fewer than two rows, or not as many features in both; for pairs, not as many rows.
 
-    Source: Bińkowski et al. 2018, arXiv:1801.01401, section 4.
+    Source: Bińkowski et al. 2018, arXiv:1801.01401, section 4; for pairs Gretton et al. 2012, "A Kernel Two-Sample
+    Test", Lemma 6, whose second form takes pairs.
     """
     _require_samples(a, b)
-    return float(_kernel(a.double(), b.double(), _once(a), _once(b)))
+    _require_pairs(a, b, paired)
+    distance = _paired_kernel if paired else _kernel
+    return float(distance(a.double(), b.double(), _once(a), _once(b)))
 
 
 def frechet_estimate(
@@ -88,7 +94,8 @@ def kernel_estimate(
         paired: row i of both belongs to one image, so rows are drawn together.
         seed: of the resamples.
     """
-    return _estimate(_kernel, kernel_distance(a, b), a, b, paired, seed, lowest=-torch.inf)
+    distance = kernel_distance(a, b, paired=paired)
+    return _estimate(_paired_kernel if paired else _kernel, distance, a, b, paired, seed, lowest=-torch.inf)
 
 
 def resample(num_rows: int, num_resamples: int, seed: int) -> Float[Tensor, "R N"]:
@@ -108,8 +115,7 @@ def _estimate(
     seed: int,
     lowest: float,
 ) -> Estimate:
-    if paired and len(a) != len(b):
-        raise ShapeError(f"{len(a)} and {len(b)} samples are not pairs; give as many of both, or paired=False")
+    _require_pairs(a, b, paired)
     times_a = resample(len(a), NUM_RESAMPLES, seed)
     times_b = times_a if paired else resample(len(b), NUM_RESAMPLES, seed + 1)
     spread = distances(a.double(), b.double(), times_a.to(a.device), times_b.to(b.device)).std()
@@ -147,6 +153,14 @@ def _kernel(a: Tensor, b: Tensor, times_a: Tensor, times_b: Tensor) -> Tensor:
     return _within(a, times_a) + _within(b, times_b) - 2 * across
 
 
+def _paired_kernel(a: Tensor, b: Tensor, times_a: Tensor, times_b: Tensor) -> Tensor:
+    """KID of R sets of pairs, over pairs of different images; `times_b` is `times_a`."""
+    own = times_a.square() @ ((a * b).mean(dim=1) + 1) ** 3
+    num_pairs = times_a.sum(dim=1) ** 2 - times_a.square().sum(dim=1)
+    across = (_kernel_sums(a, b, times_a, times_b) - own) / num_pairs
+    return _within(a, times_a) + _within(b, times_b) - 2 * across
+
+
 def _within(samples: Tensor, times: Tensor) -> Tensor:
     """Means of the kernel over the pairs of different rows of each set."""
     same = times.square() @ (samples.square().mean(dim=1) + 1) ** 3
@@ -169,3 +183,8 @@ def _once(samples: Tensor) -> Tensor:
 def _require_samples(a: Tensor, b: Tensor) -> None:
     if min(len(a), len(b)) < 2:
         raise ShapeError(f"a distance between sets of {len(a)} and {len(b)} samples; give two or more of each")
+
+
+def _require_pairs(a: Tensor, b: Tensor, paired: bool) -> None:
+    if paired and len(a) != len(b):
+        raise ShapeError(f"{len(a)} and {len(b)} samples are not pairs; give as many of both, or paired=False")
