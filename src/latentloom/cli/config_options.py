@@ -53,7 +53,8 @@ def _parameter(name: str, annotation: Any) -> inspect.Parameter:
 def _option(name: str, field: FieldInfo) -> Any:
     default = field.get_default(call_default_factory=True)
     shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-    stated = "" if shown in (None, "") else f" [{int(shown) if isinstance(shown, bool) else shown}]"
+    shown = int(shown) if isinstance(shown, bool) else shown
+    stated = "" if shown in (None, "") else f" (default: {shown})"  # brackets would be read as markup
     option = typer.Option(
         f"--{name.replace('_', '-')}", metavar=_metavar(field.annotation), help=f"{field.description}{stated}"
     )

@@ -128,11 +128,16 @@ class DriftConfig(OptimizationConfig):
     cfg_alpha_probs: tuple[float, ...] = Field((), description="Their probabilities; none: equal.")
     cfg_alpha_max: Annotated[float, Field(ge=1)] = Field(4.0, description="End of the density's range, from 1.")
     cfg_alpha_power: NotNegative = Field(3.0, description="The density is alpha to the minus this power.")
+    eval_images: Count = Field(
+        2048, description="Held-out images that evaluation takes at most, evenly of all classes."
+    )
     eval_alpha: Annotated[float, Field(ge=1)] = Field(1.0, description="Guidance strength of evaluation and samples.")
 
-    feature_space: Literal["resnet", "latent_mae", "mae"] = Field("mae", description="Frozen feature encoder.")
+    feature_space: Literal["resnet", "latent_mae", "mae"] | None = Field(
+        None, description="Frozen feature encoder; mae for digits, latent_mae for latents, otherwise resnet."
+    )
     feature_checkpoint: Path | None = Field(
-        None, description="Its weights: a ResNet's folder, or what train-mae wrote; none: trained here, or random."
+        None, description="A ResNet's folder (none: random weights), or what train-mae wrote (none: trained here)."
     )
     feature_mae_steps: Count = Field(1000, description="Steps of the MAE that is trained here.")
     feature_include_global_stats: bool = Field(True, description="Mean and deviation of every feature map.")
@@ -164,7 +169,16 @@ class DriftConfig(OptimizationConfig):
         if self.objective == "drift" and not (self.feature_loss_weight or self.vanilla_loss_weight):
             raise ValueError("feature_loss_weight and vanilla_loss_weight are both 0; nothing would be learned")
         if self.feature_space == "latent_mae" and self.input_space == "pixel":
-            raise ValueError("feature_space = 'latent_mae' reads latents; use 'mae' for pixels")
-        if self.feature_space == "mae" and self.input_space == "latent":
-            raise ValueError("feature_space = 'mae' reads pixels; use 'latent_mae' for latents")
+            raise ValueError("feature_space = 'latent_mae' reads latents; use 'mae' or 'resnet' for pixels")
+        if self.feature_space in ("mae", "resnet") and self.input_space == "latent":
+            raise ValueError(f"feature_space = {self.feature_space!r} reads pixels; use 'latent_mae' for latents")
         return self
+
+    @property
+    def encoder_kind(self) -> Literal["resnet", "latent_mae", "mae"]:
+        """The feature encoder, also where the settings leave it to the data."""
+        if self.feature_space is not None:
+            return self.feature_space
+        if self.input_space == "latent":
+            return "latent_mae"
+        return "mae" if self.dataset == "digits" else "resnet"

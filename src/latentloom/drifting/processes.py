@@ -57,3 +57,9 @@ def add_up(values: Tensor) -> None:
     """Replace a tensor by its sum over the processes, in place."""
     if is_distributed():
         distributed.all_reduce(values)
+
+
+def wait_for_all() -> None:
+    """Return once every process of the group is here."""
+    if is_distributed():
+        distributed.barrier()

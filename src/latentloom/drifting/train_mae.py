@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from latentloom.drifting.batches import ShuffledBatches
@@ -28,7 +28,7 @@ from latentloom.drifting.mae import (
 from latentloom.drifting.mae_evaluate import held_out_loss
 from latentloom.drifting.mae_report import write_mae_report
 from latentloom.drifting.optimizers import make_drift_optimizers, rate_factor
-from latentloom.drifting.processes import joined_processes, num_processes
+from latentloom.drifting.processes import joined_processes, num_processes, wait_for_all
 from latentloom.drifting.randomness import step_generator
 from latentloom.errors import ConfigError
 from latentloom.runs import RunFolder, all_reduce_mean_, is_distributed, process_rank, track
@@ -98,7 +98,7 @@ def train_mae(data: ImageData, config: MaeConfig, folder: Path, watch: Watch | N
         if process_rank() == 0:
             training.write(weights)
             (folder / STATE_FILE).unlink(missing_ok=True)
-    _wait_for_all()
+    wait_for_all()
     return weights
 
 
@@ -290,12 +290,7 @@ def refuse_other_run(folder: Path, data: ImageData, config: MaeConfig) -> dict[s
 
 def _claim(folder: Path, data: ImageData, config: MaeConfig) -> None:
     settings = refuse_other_run(folder, data, config)
-    _wait_for_all()  # else a slower process would find what the first one writes
+    wait_for_all()  # else a slower process would find what the first one writes
     if process_rank() == 0:
         write_json(folder / SETTINGS_FILE, settings)
-    _wait_for_all()
-
-
-def _wait_for_all() -> None:
-    if is_distributed():
-        distributed.barrier()
+    wait_for_all()

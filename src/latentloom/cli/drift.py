@@ -1,0 +1,10 @@
+"""`latentloom drift`: refine interpolated samples in one step; each verb has a module of its own."""
+
+import typer
+
+from latentloom.cli import drift_train, drift_train_mae
+
+app = typer.Typer(help="Refine interpolated samples in one step, by drifting.", add_completion=False)
+
+app.command("train")(drift_train.command)
+app.command("train-mae")(drift_train_mae.command)

@@ -1,0 +1,53 @@
+"""`latentloom drift train`: a one-step refiner of interpolated images."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from latentloom.cli.config_options import config_command
+from latentloom.cli.options import JsonOption, emit_json
+from latentloom.drifting.config import DriftConfig
+
+RUN_FOLDER = Path("runs/drift")
+
+
+def train(
+    config: DriftConfig,
+    *,
+    out_dir: Annotated[
+        Path, typer.Option("--out-dir", file_okay=False, help="Folder of the run; an interrupted one continues.")
+    ] = RUN_FOLDER,
+    json_file: JsonOption = None,
+) -> None:
+    """Train a refiner that turns interpolated patches into an image in one step, by drifting in feature space.
+
+    Under torchrun several processes train together, each on `n-classes-step` classes at a time.
+    """
+    from latentloom.drifting.run import run_drift
+
+    outcome = run_drift(config, out_dir)
+    if outcome is None:  # one of torchrun's other processes
+        return
+    print_scores(outcome.results)
+    typer.echo(f"{outcome.decision}\nreport: {out_dir / 'report.html'}")
+    emit_json(json_file, {**outcome.results, "decision": outcome.decision, "out_dir": str(out_dir)})
+
+
+def print_scores(results: dict) -> None:
+    """A table of the methods' scores on held-out images, with their intervals."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None)
+    columns = {"FD": "fd", "KID": "kid", "accuracy": "accuracy", "MSE missing": "mse_missing"}
+    for column in ("method", *columns):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for name, scores in results.items():
+        if isinstance(scores, dict):
+            cells = [scores[key] for key in columns.values()]
+            table.add_row(name, *("" if cell is None else f"{cell['value']:.3g}" for cell in cells))
+    Console().print(table)
+
+
+command = config_command(DriftConfig, train)

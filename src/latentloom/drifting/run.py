@@ -1,0 +1,231 @@
+"""A run of `latentloom drift train`: its refiners, what they reached beside other methods, and its page."""
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentloom.drifting.config import DataConfig, DriftConfig, MaeConfig
+from latentloom.drifting.data import ImageData, load_data
+from latentloom.drifting.encoders import FeatureEncoder, mae_encoder, resnet_encoder
+from latentloom.drifting.evaluate import Scores, aggregate, score_real
+from latentloom.drifting.held_out import HeldOut
+from latentloom.drifting.judge import train_judge
+from latentloom.drifting.processes import joined_processes, num_processes, wait_for_all
+from latentloom.drifting.refiner_files import Refiner, load_refiner, save_refiner
+from latentloom.drifting.report import DriftReport, compare, write_drift_report
+from latentloom.drifting.train import CURVE_NAME, STATE_NAME, effective_batch, train_refiner
+from latentloom.errors import ConfigError
+from latentloom.runs import RunFolder, process_rank, to_toml
+from latentloom.storage import write_json, write_text
+from latentloom.training import read_curve
+
+REFINER_NAME = "refiner.safetensors"
+METHODS = {"drift": "drifting refiner", "mse": "MSE refiner"}
+SETTINGS_NAME = "settings.json"
+#: Settings that leave the weights of each training as they are.
+CHANGEABLE = {"seeds", "mse_baseline", "eval_images", "eval_alpha", "log_every", "save_every", "device"}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to: the scores of every seed by method, and the record's results."""
+
+    scores: dict[str, list[Scores]]
+    results: dict[str, Any]
+    decision: str
+
+
+def run_drift(config: DriftConfig, out_dir: Path) -> Outcome | None:
+    """Train a refiner for each seed, score them on held-out images, and leave everything in `out_dir`.
+
+    Under torchrun every process calls it; the first one writes, and the others are given None. An interrupted run
+    goes on exactly where it stopped; finished trainings in the folder are not repeated.
+
+    Args:
+        config: the settings.
+        out_dir: the run folder: `report.html`, `metrics.json`, and `seedN-drift/refiner.safetensors`.
+
+    Raises:
+        LatentLoomError: the user's mistakes, of whichever kind.
+    """
+    with joined_processes(config.device) as device:
+        data = load_data(config, device)
+        _claim(out_dir, config, data)
+        encoder = make_encoder(config, data, out_dir / "features", device)
+        if process_rank() != 0:
+            for seed, objective in trainings(config):
+                _train(data, encoder, config, seed, objective, out_dir, device, None)
+            return None
+        with RunFolder.at(out_dir, config, data=data.description, seeds=config.seeds) as run:
+            return _run(run, data, encoder, config, device)
+
+
+def trainings(config: DriftConfig) -> list[tuple[int, str]]:
+    """Seed and objective of every training of a run, in order."""
+    objectives = ["mse"] if config.mse_baseline and config.objective != "mse" else []
+    return [(seed, objective) for seed in config.seeds for objective in (*objectives, config.objective)]
+
+
+def make_encoder(config: DriftConfig, data: ImageData, folder: Path, device: torch.device) -> FeatureEncoder | None:
+    """The frozen encoder of the settings; an autoencoder that is not given is trained in `folder` first.
+
+    None where nothing compares features.
+    """
+    if config.objective == "mse" or not config.feature_loss_weight:
+        return None
+    channels = data.train.shape[0]
+    if config.encoder_kind == "resnet":
+        return resnet_encoder(config.feature_checkpoint, channels, seed=config.split_seed).to(device)
+    path = config.feature_checkpoint
+    if path is None:
+        from latentloom.drifting.train_mae import train_mae
+
+        of_data = {name: getattr(config, name) for name in DataConfig.model_fields}
+        path = train_mae(data, MaeConfig(**of_data, steps=config.feature_mae_steps, device=config.device), folder)
+    encoder = mae_encoder(path)
+    if encoder.channels != channels:
+        raise ConfigError(
+            f"feature_checkpoint = {str(path)!r} reads {encoder.channels} channels, and the images have {channels}; "
+            "give an autoencoder that was trained on such images"
+        )
+    return encoder.to(device)
+
+
+def _run(
+    run: RunFolder, data: ImageData, encoder: FeatureEncoder | None, config: DriftConfig, device: torch.device
+) -> Outcome:
+    judge = train_judge(data.train, device=device) if len(data.train.class_names) > 1 else None
+    held_out = HeldOut(data, config, judge, device)
+    images = held_out.interpolated()
+    scores = {name: [held_out.score(filled)] for name, filled in images.items()} if judge is not None else {}
+    curves = {}
+    for seed, objective in trainings(config):
+        started = time.monotonic()
+        refiner = _train(data, encoder, config, seed, objective, run.path, device, held_out)
+        logger.info("%s, seed %d: %.1f s", objective, seed, time.monotonic() - started)
+        run.count(effective_batch(config) * config.steps, "images")
+        name = METHODS[objective]
+        refined = held_out.refined(refiner)
+        images.setdefault(name, refined)
+        if judge is not None:
+            scores.setdefault(name, []).append(held_out.score(refined))
+        curves[f"{name}, seed {seed}"] = read_curve(_folder(run.path, seed, objective) / CURVE_NAME)
+    _write_curves(run, curves)
+    real = score_real(judge, data.train, data.held_out) if judge is not None else None
+    # interpolation has no seeds: one score, with its interval over images
+    facts = {
+        "data": data.description,
+        "given patches": f"{held_out.keypatches.counts[-1]} of {held_out.keypatches.num_patches}",
+        "effective batch": effective_batch(config),
+        "processes": num_processes(),
+        "device": str(device),
+    } | {f"seconds, {name}": lines[-1]["seconds"] for name, lines in curves.items()}
+    page = DriftReport(
+        introduction=_introduction(config, held_out),
+        settings=config.model_dump(mode="json"),
+        facts=facts,
+        methods=scores,
+        real=real,
+        baseline=METHODS["mse"] if METHODS["mse"] in scores else None,
+        subject=METHODS[config.objective],
+        curves=curves,
+        grids=[("Held-out images, the first seed's refiners.", held_out.picture(images))],
+        diagnostics=_last_measures(curves),
+    )
+    write_drift_report(run.path / "report.html", page)
+    decision = compare(page) or "one class: nothing to tell images apart by; see the report's pictures"
+    results: dict[str, Any] = {name: aggregate(found).to_json() for name, found in scores.items()}
+    if real is not None:
+        results["real images"] = real.to_json()
+    results |= {"effective_batch": effective_batch(config), "processes": num_processes()}
+    write_json(run.path / "metrics.json", {**results, "decision": decision, "data": data.description})
+    run.finish(results, decision=decision)
+    return Outcome(scores, results, decision)
+
+
+def _train(
+    data: ImageData,
+    encoder: FeatureEncoder | None,
+    config: DriftConfig,
+    seed: int,
+    objective: str,
+    out_dir: Path,
+    device: torch.device,
+    held_out: HeldOut | None,
+) -> Refiner:
+    """The refiner of a seed and an objective, from its file where that training is finished."""
+    folder = _folder(out_dir, seed, objective)
+    path = folder / REFINER_NAME
+    is_finished = path.exists()
+    wait_for_all()  # else a slower process would find what the first one writes
+    if is_finished:
+        return load_refiner(path, device)[0]
+    config = config.model_copy(update={"objective": objective})
+    folder.mkdir(parents=True, exist_ok=True)
+    refiner = train_refiner(data, encoder, config, seed, folder, device, held_out.measure if held_out else None)
+    if process_rank() == 0:
+        record = {"seed": seed, "data": data.description, "effective_batch": effective_batch(config)}
+        save_refiner(path, refiner, config, {**record, "processes": num_processes()})
+        (folder / STATE_NAME).unlink()
+    wait_for_all()
+    return refiner
+
+
+def _folder(out_dir: Path, seed: int, objective: str) -> Path:
+    return out_dir / f"seed{seed}-{objective}"
+
+
+def _claim(out_dir: Path, config: DriftConfig, data: ImageData) -> None:
+    """Note whose the folder is, or find that it is this run's.
+
+    Raises:
+        ConfigError: it holds a run with other settings, data or processes.
+    """
+    settings = config.model_dump(mode="json", exclude=CHANGEABLE)
+    settings |= {"data": data.description, "effective_batch": effective_batch(config)}
+    path = out_dir / SETTINGS_NAME
+    if path.exists():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        differing = [name for name in settings if earlier.get(name) != settings[name]]
+        if differing:
+            name = differing[0]
+            raise ConfigError(
+                f"{out_dir} holds a run with {name} = {earlier.get(name)!r}, not {settings[name]!r}; give another "
+                "--out-dir or the same settings"
+            )
+    wait_for_all()
+    if process_rank() == 0:
+        write_json(path, settings)
+        write_text(out_dir / "config.toml", to_toml(config))
+    wait_for_all()
+
+
+def _write_curves(run: RunFolder, curves: dict[str, list[dict[str, float]]]) -> None:
+    writer = run.tensorboard()
+    for name, lines in curves.items():
+        for line in lines:
+            for key, value in line.items():
+                if key != "step":
+                    writer.add_scalar(f"{name}/{key}", value, int(line["step"]))
+
+
+def _last_measures(curves: dict[str, list[dict[str, float]]]) -> dict[str, float]:
+    lines = list(curves.values())[-1]
+    kinds = ("kernel/", "queue/", "separation/")
+    return {key: value for key, value in lines[-1].items() if key.startswith(kinds)}
+
+
+def _introduction(config: DriftConfig, held_out: HeldOut) -> str:
+    keypatches = held_out.keypatches
+    return (
+        f"Of each image {keypatches.counts[-1]} of {keypatches.num_patches} patches are given, the others are "
+        f"interpolated, and a refiner corrects the whole image in one step. {len(config.seeds)} seed(s), "
+        f"{config.steps} steps each. Data: {held_out.data.description}."
+    )
