@@ -14,6 +14,9 @@ PUBLIC = {
         "DeltaConfig EmbeddingDelta apply_deltas apply_to_prompt_embeds apply_to_text_embeddings "
         "apply_to_wan_video_embeds load_embdelta_adapter save_adapter"
     ),
+    "latentloom.drifting": (
+        "DriftConfig MaeConfig PatchRefiner compute_drift drifting_loss drifting_losses load_refiner run_drift"
+    ),
     "latentloom.finetune": (
         "FinetuneConfig Options applied_adapter load_text_encoder_file merge_adapter read_adapter read_text_encoder "
         "run_finetune"
