@@ -4,7 +4,11 @@ import typer
 
 from latentloom.cli import drift_train, drift_train_mae
 
-app = typer.Typer(help="Refine interpolated samples in one step, by drifting.", add_completion=False)
+app = typer.Typer(
+    help="Refine interpolated samples in one step, by drifting.",
+    add_completion=False,
+    rich_markup_mode=None,  # whose tables cut long option names off
+)
 
 app.command("train")(drift_train.command)
 app.command("train-mae")(drift_train_mae.command)

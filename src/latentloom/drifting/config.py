@@ -21,7 +21,9 @@ InputSpace = Literal["pixel", "latent"]
 class DataConfig(Config):
     """Which images, and whether a model sees their pixels or their latents."""
 
-    dataset: DatasetName = Field("digits", description="scikit-learn's digits, noise, a folder per class, or latents.")
+    dataset: DatasetName = Field(
+        "digits", description="Digits of scikit-learn, drawn shapes, class folders, or latents."
+    )
     data_root: Path | None = Field(None, description="Folder of the imagefolder, or safetensors file of the latents.")
     image_size: Count | None = Field(None, description="Height and width in pixels; 8 for digits, otherwise 64.")
     fake_classes: Count = Field(10, description="Classes of the fake dataset.")
@@ -168,6 +170,9 @@ class DriftConfig(OptimizationConfig):
                 )
         if self.objective == "drift" and not (self.feature_loss_weight or self.vanilla_loss_weight):
             raise ValueError("feature_loss_weight and vanilla_loss_weight are both 0; nothing would be learned")
+        features = ("feature_include_global_stats", "feature_include_local", "feature_include_patch_stats")
+        if self.objective == "drift" and self.feature_loss_weight and not any(getattr(self, name) for name in features):
+            raise ValueError(f"{', '.join(features)} are all 0; set one, or feature_loss_weight = 0")
         if self.feature_space == "latent_mae" and self.input_space == "pixel":
             raise ValueError("feature_space = 'latent_mae' reads latents; use 'mae' or 'resnet' for pixels")
         if self.feature_space in ("mae", "resnet") and self.input_space == "latent":

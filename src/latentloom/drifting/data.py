@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -14,7 +13,6 @@ from latentloom.drifting.config import DataConfig
 from latentloom.drifting.fake_images import draw_fake_images
 from latentloom.drifting.image_folder import FolderImages, ImageFiles
 from latentloom.drifting.images import MIRRORED, Images, MirroredImages, Subset, TensorImages
-from latentloom.drifting.latent_data import ImageVae, latents_of, read_latents, require_decodable
 from latentloom.drifting.randomness import step_generator
 from latentloom.errors import ConfigError
 
@@ -121,6 +119,9 @@ def _open_pixels(config: DataConfig) -> tuple[Images, ToPixels]:
 
 
 def _open_latents(config: DataConfig, device: torch.device) -> tuple[Images, ToPixels]:
+    # the VAE's library takes seconds to import
+    from latentloom.drifting.latent_data import ImageVae, latents_of, read_latents, require_decodable
+
     vae = ImageVae(config.vae_root, device)
     if config.dataset != "latents" or config.data_root is None:
         vae.require_size(config.pixels)
@@ -160,6 +161,8 @@ def _refuse_idle_settings(config: DataConfig) -> None:
 
 def _digits(size: int) -> TensorImages:
     """Handwritten digits of 8 by 8 pixels and 17 shades, which come with scikit-learn; in other sizes bicubic."""
+    from sklearn.datasets import load_digits  # seconds to import, and the other data sets do without
+
     flat, labels = load_digits(return_X_y=True)
     pixels = torch.tensor(flat, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
     if size != 8:

@@ -1,17 +1,19 @@
 """Frozen networks whose feature maps drifting compares: a ResNet, or the encoder of a masked autoencoder."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import ResNetBackbone, ResNetConfig
 
 from latentloom.drifting.mae import load_mae
 from latentloom.errors import CheckpointError, FileError, ShapeError
+
+if TYPE_CHECKING:
+    from transformers import ResNetConfig
 
 SMALLEST_SIDE = 32
 """A ResNet's stem keeps a quarter of the resolution: smaller images are enlarged to this side first."""
@@ -74,6 +76,8 @@ def resnet_encoder(folder: Path | str | None, channels: int, seed: int) -> Featu
                 f"{folder} holds a ResNet for RGB; samples of {channels} channels need another encoder"
             )
         return FeatureEncoder(_ResNetMaps(_read_resnet(Path(folder)), is_trained=True), channels)
+    from transformers import ResNetBackbone, ResNetConfig  # seconds to import, and autoencoders do without
+
     config = ResNetConfig(
         num_channels=channels,
         embedding_size=_RANDOM_WIDTHS[0],
@@ -107,7 +111,7 @@ class _ResNetMaps(nn.Module):
         is_trained: whether it expects pixels as ImageNet's training had them.
     """
 
-    def __init__(self, backbone: ResNetBackbone, *, is_trained: bool) -> None:
+    def __init__(self, backbone: nn.Module, *, is_trained: bool) -> None:
         super().__init__()
         self.backbone = backbone
         self.is_trained = is_trained
@@ -126,7 +130,9 @@ class _ResNetMaps(nn.Module):
         return list(self.backbone(samples).feature_maps)
 
 
-def _read_resnet(folder: Path) -> ResNetBackbone:
+def _read_resnet(folder: Path) -> nn.Module:
+    from transformers import ResNetBackbone, ResNetConfig
+
     if not (folder / "config.json").is_file():
         raise FileError(f"{folder} is no folder with a config.json; give a ResNet in transformers' layout")
     refusal = f"{folder} holds no ResNet that can be read"
@@ -146,6 +152,6 @@ def _read_resnet(folder: Path) -> ResNetBackbone:
     return backbone
 
 
-def _ask_for_all_stages(config: ResNetConfig) -> None:
+def _ask_for_all_stages(config: "ResNetConfig") -> None:
     # by default a backbone gives its last stage alone
     config.set_output_features_output_indices(out_features=config.stage_names[1:], out_indices=None)

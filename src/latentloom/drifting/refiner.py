@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from latentloom.runs import Config
 
 #: What Muon leaves to Adam: layers between the data and the hidden channels, and what conditions the blocks.
-ADAM_NAMES = ("patch_in", "patch_out", "position", "to_condition")
+ADAM_NAMES = ("patch_in", "patch_out", "position", "of_alpha", "to_condition")
 ALPHA_FREQUENCIES = 16
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from latentloom.drifting.config import DataConfig, DriftConfig, MaeConfig
+from latentloom.drifting.corruption import Keypatches
 from latentloom.drifting.data import ImageData, load_data
 from latentloom.drifting.encoders import FeatureEncoder, mae_encoder, resnet_encoder
 from latentloom.drifting.evaluate import Scores, aggregate, score_real
@@ -57,8 +58,12 @@ def run_drift(config: DriftConfig, out_dir: Path) -> Outcome | None:
     """
     with joined_processes(config.device) as device:
         data = load_data(config, device)
+        # what does not fit the data is refused before the folder is claimed
+        Keypatches(config, data.train.shape)
+        encoder = None if _trains_encoder(config) else make_encoder(config, data, out_dir / "features", device)
         _claim(out_dir, config, data)
-        encoder = make_encoder(config, data, out_dir / "features", device)
+        if _trains_encoder(config):
+            encoder = make_encoder(config, data, out_dir / "features", device)
         if process_rank() != 0:
             for seed, objective in trainings(config):
                 _train(data, encoder, config, seed, objective, out_dir, device, None)
@@ -78,7 +83,7 @@ def make_encoder(config: DriftConfig, data: ImageData, folder: Path, device: tor
 
     None where nothing compares features.
     """
-    if config.objective == "mse" or not config.feature_loss_weight:
+    if not _compares_features(config):
         return None
     channels = data.train.shape[0]
     if config.encoder_kind == "resnet":
@@ -96,6 +101,14 @@ def make_encoder(config: DriftConfig, data: ImageData, folder: Path, device: tor
             "give an autoencoder that was trained on such images"
         )
     return encoder.to(device)
+
+
+def _compares_features(config: DriftConfig) -> bool:
+    return config.objective == "drift" and config.feature_loss_weight > 0
+
+
+def _trains_encoder(config: DriftConfig) -> bool:
+    return _compares_features(config) and config.encoder_kind != "resnet" and config.feature_checkpoint is None
 
 
 def _run(

@@ -64,12 +64,15 @@ def train_refiner(
         ends = step + 1 == config.steps
         logs, saves = step % config.log_every == 0 or ends, (step + 1) % config.save_every == 0 or ends
         measures = training.step(step, logs)
-        if saves and process_rank() == 0:
+        measures |= {"step_seconds": round(time.monotonic() - started, 4)}
+        if curve is None:
+            continue
+        if saves and evaluate is not None:
+            measures |= evaluate(training.averaged())
+        if logs or saves:
+            curve.append(step, **measures)
+        if saves:  # after the line, which a training that goes on from this state keeps
             training.save(state, step + 1)
-            if evaluate is not None:
-                measures |= evaluate(training.averaged())
-        if curve is not None and (logs or saves):
-            curve.append(step, **measures, step_seconds=round(time.monotonic() - started, 4))
     return training.averaged()
 
 
