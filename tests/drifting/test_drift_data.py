@@ -1,6 +1,8 @@
 """Datasets by the settings: what is in them, how they are divided, and what is refused."""
 
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -236,3 +238,13 @@ def test_a_change_of_a_file_changes_the_fingerprint(folder):
     after = load(dataset="imagefolder", data_root=folder, image_size=10).train.fingerprint
     assert before == same
     assert len({before, other_size, after}) == 3
+
+
+def test_pixels_are_opened_without_the_library_of_the_vae():
+    program = (
+        "import sys, torch; from latentloom.drifting.config import DataConfig; "
+        "from latentloom.drifting.data import load_data; "
+        "load_data(DataConfig(dataset='fake', image_size=8), torch.device('cpu')); print('diffusers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
