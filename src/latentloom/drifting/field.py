@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from latentloom.drifting.problems import Forces, Problems, Reduce, coefficients
+from latentloom.drifting.problems import Kernel, Problems, Reduce, coefficients
 from latentloom.errors import ConfigError, ShapeError
 
 
@@ -60,9 +60,9 @@ def compute_drift(
     weights = _target_weights(gen, neg, pos, weight_gen, weight_neg, weight_pos)
     _check([gen], [neg], [pos], temperatures, valid)
     with torch.no_grad():
-        problems = Problems.of([gen.unsqueeze(2)], [neg.unsqueeze(2)], [pos.unsqueeze(2)], weights, valid)
+        problems = Problems([gen.unsqueeze(2)], [neg.unsqueeze(2)], [pos.unsqueeze(2)], weights, valid)
         (field,), (scales,), (norms,) = _fields([problems], temperatures)
-    return Drift(field, scales[0], norms[:, 0])
+    return Drift(field[:, 0], scales[0], norms[:, 0])
 
 
 def drifting_loss(
@@ -105,7 +105,7 @@ def drifting_losses(
     weight_neg: Float[Tensor, "C U"] | None = None,
     valid: Bool[Tensor, "C T"] | None = None,
     reduce: Reduce | None = None,
-    kernel: Forces = coefficients,
+    kernel: Kernel = coefficients,
 ) -> Float[Tensor, "F C"]:
     """The losses of F features of the same samples, by feature and class.
 
@@ -134,7 +134,7 @@ def drifting_losses(
         stacks = []
         for numbers in by_width.values():
             samples = [[features[number] for number in numbers] for features in (gen, neg, pos)]
-            stacks.append(Problems.of(samples[0], samples[1], samples[2], weights, valid))
+            stacks.append(Problems(samples[0], samples[1], samples[2], weights, valid))
         fields, scales, _ = _fields(stacks, temperatures, reduce, kernel)
         for numbers, stack, field, scale in zip(by_width.values(), stacks, fields, scales, strict=True):
             parts = zip(numbers, stack.losses(field), stack.gradients(field, scale), strict=True)
@@ -148,11 +148,11 @@ def _fields(
     stacks: Sequence[Problems],
     temperatures: Sequence[float],
     reduce: Reduce | None = None,
-    kernel: Forces = coefficients,
+    kernel: Kernel = coefficients,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Per stack its fields [M, G, S], scales [F] and force norms [R, F]; processes talk only twice."""
-    num_features = [len(stack.features) for stack in stacks]
-    widths = stacks[0].targets.new_tensor(temperatures)
+    """Per stack its fields [C, L, G, S], scales [F] and force norms [R, F]; processes talk only twice."""
+    num_features = [len(stack.locations) for stack in stacks]
+    widths = torch.tensor(temperatures, dtype=stacks[0].dtype, device=stacks[0].device)
 
     def means(sums: list[Tensor]) -> list[Tensor]:
         total = torch.cat(sums, dim=1)
@@ -161,11 +161,18 @@ def _fields(
         return list((total[:-1] / total[-1].clamp_min(torch.finfo(total.dtype).tiny)).split(num_features, dim=1))
 
     distances = [stack.distances() for stack in stacks]
-    scales = [mean[0] for mean in means([s.distance_sums(d) for s, d in zip(stacks, distances, strict=True)])]
-    given = zip(stacks, distances, scales, strict=True)
-    forces = [stack.forces(distance, scale, widths, kernel) for stack, distance, scale in given]
-    norms = means([stack.force_sums(force) for stack, force in zip(stacks, forces, strict=True)])
-    fields = [stack.fields(force, norm) for stack, force, norm in zip(stacks, forces, norms, strict=True)]
+    sums = [stack.distance_sums(distance) for stack, distance in zip(stacks, distances, strict=True)]
+    scales = [mean[0] for mean in means(sums)]
+    of_stacks = list(zip(stacks, scales, strict=True))
+    forces = [
+        stack.forces(distance, scale, widths, kernel)
+        for (stack, scale), distance in zip(of_stacks, distances, strict=True)
+    ]
+    sums = [stack.force_sums(force, scale) for (stack, scale), force in zip(of_stacks, forces, strict=True)]
+    norms = means(sums)
+    fields = [
+        stack.fields(force, scale, norm) for (stack, scale), force, norm in zip(of_stacks, forces, norms, strict=True)
+    ]
     return fields, scales, norms
 
 

@@ -1,214 +1,216 @@
 """Drifting problems of equal dimension, stacked: distances, scales, forces and fields of many features in few calls."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Reduce = Callable[[Tensor], None]
-Forces = Callable[..., Tensor]
+Kernel = Callable[..., Tensor]
 
 LEAST_SQUARED_DISTANCE = 1e-8
 LEAST_SCALE = 1e-3
 LEAST_AFFINITY = 1e-6  # before the square root
 LEAST_FORCE_NORM = 1e-8
 SELF_DISTANCE = 100.0  # added to a sample's distance from itself, in mean distances
-#: Affinities that are computed at a time, so that they stay in the processor's cache.
-CELLS_AT_ONCE = 1 << 18
+#: Classes are taken in parts whose targets have about this size, so that they stay in the processor's cache while
+#: they are worked on; on an accelerator, parts only bound the memory.
+BYTES_AT_ONCE = {"cpu": 1 << 23, "cuda": 1 << 28}
 
 
-@dataclass(frozen=True, eq=False)
 class Problems:
-    """M problems: for each feature in turn, for each class, for each location.
+    """A problem for every class and every location of some features, which all have vectors of S channels.
 
-    Attributes:
-        targets: what queries are held against, in the order [gen | neg | pos], relative to a centre per problem.
-        num_gen, num_neg: how many of the targets are generated samples (the queries too) and extra negatives.
-        feature: which feature a problem is of; features do not share scales.
-        features: classes and locations of each feature; their product is its number of problems.
+    Queries are the generated samples; targets are the generated samples, the extra negatives and the positives, in
+    this order, T = G+U+P. Below, L counts the locations of all features together.
+
+    Args:
+        gen, neg, pos: per feature the samples as [class, sample, location, channel].
         weights: of targets; 1 where None.
         valid: which targets exist; all where None.
+
+    Attributes:
+        locations: of each of the F features.
+        feature: which feature a location is of.
     """
 
-    targets: Float[Tensor, "M T S"]
-    num_gen: int
-    num_neg: int
-    feature: Int[Tensor, "M"]
-    features: list[tuple[int, int]]
-    weights: Float[Tensor, "M T"] | None
-    valid: Bool[Tensor, "M T"] | None
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         gen: Sequence[Float[Tensor, "C G _ S"]],
         neg: Sequence[Float[Tensor, "C U _ S"]],
         pos: Sequence[Float[Tensor, "C P _ S"]],
         weights: Float[Tensor, "C T"] | None,
         valid: Bool[Tensor, "C T"] | None,
-    ) -> "Problems":
-        """Stack features, given as [class, sample, location, channel]; weights and valid targets are by class."""
-        num_gen, num_neg, num_pos = gen[0].shape[1], neg[0].shape[1], pos[0].shape[1]
-        features = [(feature.shape[0], feature.shape[2]) for feature in gen]
-        sizes = [num_classes * num_locations for num_classes, num_locations in features]
-        dtype = torch.float64 if gen[0].dtype == torch.float64 else torch.float32
-        targets = gen[0].new_empty(sum(sizes), num_gen + num_neg + num_pos, gen[0].shape[-1], dtype=dtype)
-        for place, (num_classes, num_locations), *samples in zip(
-            targets.split(sizes), features, gen, neg, pos, strict=True
-        ):
-            _fill(place.unflatten(0, (num_classes, num_locations)), samples, valid)
-        device = targets.device
-        feature = torch.arange(len(sizes), device=device).repeat_interleave(torch.tensor(sizes, device=device))
-        return cls(
-            targets, num_gen, num_neg, feature, features, _by_problem(weights, features), _by_problem(valid, features)
-        )
+    ) -> None:
+        self._samples = (gen, neg, pos)
+        self.weights = weights
+        self.valid = valid
+        self.num_classes, self.num_gen = gen[0].shape[:2]
+        self.num_repelling = self.num_gen + neg[0].shape[1]
+        self.num_targets = self.num_repelling + pos[0].shape[1]
+        self.width = gen[0].shape[-1]
+        self.dtype = torch.float64 if gen[0].dtype == torch.float64 else torch.float32
+        self.device = gen[0].device
+        self.locations = [feature.shape[2] for feature in gen]
+        numbers = [number for number, count in enumerate(self.locations) for _ in range(count)]
+        self.feature = torch.tensor(numbers, device=self.device)
+        per_class = len(numbers) * self.num_targets * self.width * self.dtype.itemsize
+        step = max(1, BYTES_AT_ONCE[self.device.type] // per_class)
+        self._parts = [slice(start, start + step) for start in range(0, self.num_classes, step)]
+        self._kept: Tensor | None = None
 
-    @property
-    def width(self) -> int:
-        """Channels S."""
-        return self.targets.shape[-1]
+    def distances(self) -> Float[Tensor, "C L G T"]:
+        """Euclidean distances of the queries from the targets, by matrix products."""
+        distances = self._new(self.num_gen, self.num_targets)
+        for part, targets in self._targets():
+            rows = targets.flatten(0, 1)
+            squares = torch.linalg.vector_norm(rows, dim=-1).square_()
+            sums = squares[:, : self.num_gen, None] + squares[:, None, :]
+            place = distances[part].flatten(0, 1)
+            torch.baddbmm(sums, rows[:, : self.num_gen], rows.mT, alpha=-2, out=place)
+            place.diagonal(dim1=1, dim2=2).zero_()  # rounding must not part a query from itself
+            place.clamp_min_(LEAST_SQUARED_DISTANCE).sqrt_()
+        return distances
 
-    def distances(self) -> Float[Tensor, "M G T"]:
-        """Euclidean distances of the queries from the targets, by one matrix product."""
-        queries = self.targets[:, : self.num_gen]
-        squares = torch.linalg.vector_norm(self.targets, dim=-1).square_()
-        sums = squares[:, : self.num_gen, None] + squares[:, None, :]
-        distances = torch.baddbmm(sums, queries, self.targets.mT, alpha=-2)
-        distances.diagonal(dim1=1, dim2=2).zero_()  # a query is a target too, and rounding must not part the two
-        return distances.clamp_min_(LEAST_SQUARED_DISTANCE).sqrt_()
-
-    def distance_sums(self, distances: Float[Tensor, "M G T"]) -> Float[Tensor, "2 F"]:
+    def distance_sums(self, distances: Float[Tensor, "C L G T"]) -> Float[Tensor, "2 F"]:
         """Per feature the sums of weighted distances and of weights over all pairs that exist."""
-        weights = distances.new_ones(distances[:, 0].shape) if self.weights is None else self.weights
+        weights = distances.new_ones(self.num_classes, self.num_targets) if self.weights is None else self.weights
         if self.valid is None:
-            weighted, weight = (distances.sum(1) * weights).sum(1), weights.sum(1) * self.num_gen
+            columns = distances.sum(2)
         else:
-            weights, rows = weights * self.valid, self.valid[:, : self.num_gen]
-            weighted = ((distances * rows[:, :, None]).sum(1) * weights).sum(1)
-            weight = weights.sum(1) * rows.sum(1)
-        return torch.stack([self._by_feature(weighted), self._by_feature(weight)])
+            weights = weights * self.valid
+            columns = (distances * self.valid[:, None, : self.num_gen, None]).sum(2)
+        weighted = torch.einsum("clt,ct->l", columns, weights)
+        weight = (weights.sum(1) * self._num_rows()).sum()
+        return torch.stack([self._by_feature(weighted), self._by_feature(weight.expand(len(self.feature)))])
 
     def forces(
         self,
-        distances: Float[Tensor, "M G T"],
+        distances: Float[Tensor, "C L G T"],
         scales: Float[Tensor, "F"],
         temperatures: Float[Tensor, "R"],
-        kernel: Forces,
-    ) -> Float[Tensor, "M R G S"]:
-        """The raw forces at each temperature in scaled coordinates; `kernel` is `coefficients` or compiled from it."""
-        inverse_scales = (1 / scales.clamp_min(LEAST_SCALE))[self.feature]
-        inverse_sigmas = (1 / self.sigmas(scales))[self.feature]
-        num_problems, num_gen, num_targets = distances.shape
-        forces = distances.new_empty(num_problems, len(temperatures), num_gen, self.width)
-        step = max(1, CELLS_AT_ONCE // (len(temperatures) * num_gen * num_targets))
-        for start in range(0, num_problems, step):
-            part = slice(start, start + step)
+        kernel: Kernel,
+    ) -> Float[Tensor, "C L R G S"]:
+        """The raw forces at each temperature, not yet divided by sigma; `kernel` is `coefficients`, maybe compiled."""
+        sharpness = -1 / (scales.clamp_min(LEAST_SCALE)[self.feature, None] * temperatures)
+        forces = self._new(len(temperatures), self.num_gen, self.width)
+        for part, targets in self._targets():
             pulls = kernel(
-                distances[part] * inverse_scales[part, None, None],
+                distances[part],
+                sharpness,
                 temperatures,
-                self.num_gen + self.num_neg,
+                self.num_repelling,
                 None if self.weights is None else self.weights[part],
                 None if self.valid is None else self.valid[part],
             )
-            pulls *= inverse_sigmas[part, None, None, None]
-            torch.bmm(pulls.flatten(1, 2), self.targets[part], out=forces[part].flatten(1, 2))
+            torch.bmm(
+                pulls.flatten(2, 3).flatten(0, 1), targets.flatten(0, 1), out=forces[part].flatten(2, 3).flatten(0, 1)
+            )
+        self._kept = None
         return forces
 
-    def force_sums(self, forces: Float[Tensor, "M R G S"]) -> Float[Tensor, "_ F"]:
+    def force_sums(self, forces: Float[Tensor, "C L R G S"], scales: Float[Tensor, "F"]) -> Float[Tensor, "_ F"]:
         """Per feature the sums of squared forces at each of R temperatures, and, in row R, of how many numbers."""
-        squares = torch.linalg.vector_norm(forces, dim=(2, 3)).square_()
-        if self.valid is None:
-            rows = squares.new_full((len(squares),), self.num_gen)
-        else:
-            rows = self.valid[:, : self.num_gen].sum(1).to(squares.dtype)
-        return torch.stack([self._by_feature(column) for column in (*squares.unbind(1), rows * self.width)])
+        norms = torch.linalg.vector_norm(forces.flatten(3), dim=3) / self.sigmas(scales)[self.feature, None]
+        count = (self._num_rows().sum() * self.width).expand(len(self.feature))
+        return torch.stack([self._by_feature(column) for column in (*norms.square().sum(0).unbind(1), count)])
 
-    def fields(self, forces: Float[Tensor, "M R G S"], norms: Float[Tensor, "R F"]) -> Float[Tensor, "M G S"]:
-        """The sum over temperatures of forces divided by the roots of their norms."""
-        factors = norms.clamp_min(LEAST_FORCE_NORM).rsqrt().mT[self.feature]
-        return torch.bmm(factors.unsqueeze(1), forces.flatten(2)).view(-1, self.num_gen, self.width)
+    def fields(
+        self, forces: Float[Tensor, "C L R G S"], scales: Float[Tensor, "F"], norms: Float[Tensor, "R F"]
+    ) -> Float[Tensor, "C L G S"]:
+        """The sum over temperatures of forces in scaled coordinates, divided by the roots of their norms."""
+        factors = (norms.clamp_min(LEAST_FORCE_NORM).rsqrt() / self.sigmas(scales)).mT[self.feature]
+        rows = factors.expand(self.num_classes, -1, -1).flatten(0, 1).unsqueeze(1)
+        return torch.bmm(rows, forces.flatten(3).flatten(0, 1)).view(*forces.shape[:2], self.num_gen, self.width)
 
-    def losses(self, fields: Float[Tensor, "M G S"]) -> list[Float[Tensor, "C"]]:
-        """For every feature the mean square of the field by class; rows that do not exist are not counted."""
-        squares = torch.linalg.vector_norm(fields, dim=(1, 2)).square_() / (self._num_rows() * self.width)
-        return [part.unflatten(0, shape).mean(1) for part, shape in self._parts(squares)]
+    def losses(self, fields: Float[Tensor, "C L G S"]) -> Float[Tensor, "F C"]:
+        """The mean square of the field by feature and class; rows that do not exist are not counted."""
+        squares = torch.linalg.vector_norm(fields.flatten(2), dim=2).square_().mT
+        sums = squares.new_zeros(len(self.locations), self.num_classes).index_add_(0, self.feature, squares)
+        return sums / (sums.new_tensor(self.locations)[:, None] * self._num_rows().clamp_min(1) * self.width)
 
-    def gradients(self, fields: Float[Tensor, "M G S"], scales: Float[Tensor, "F"]) -> list[Float[Tensor, "C G _ S"]]:
-        """For every feature the derivative of its classes' losses with respect to its generated samples."""
-        num_locations = fields.new_tensor([locations for _, locations in self.features])
-        factors = -2 / (self.sigmas(scales) * num_locations * self.width)
-        factors = factors[self.feature] / self._num_rows()
-        return [
-            part.unflatten(0, shape).transpose(1, 2) for part, shape in self._parts(fields * factors[:, None, None])
-        ]
+    def gradients(self, fields: Float[Tensor, "C L G S"], scales: Float[Tensor, "F"]) -> list[Float[Tensor, "C G _ S"]]:
+        """For every feature the derivative of its classes' losses by its generated samples; overwrites `fields`."""
+        factors = -2 / (self.sigmas(scales) * scales.new_tensor(self.locations) * self.width)
+        fields *= (factors[self.feature] / self._num_rows().clamp_min(1)[:, None])[:, :, None, None]
+        return [part.transpose(1, 2) for part in fields.split(self.locations, dim=1)]
 
     def sigmas(self, scales: Float[Tensor, "F"]) -> Float[Tensor, "F"]:
         """What the coordinates are divided by."""
         return (scales / self.width**0.5).clamp_min(LEAST_SCALE)
 
-    def _num_rows(self) -> Tensor | int:
-        return self.num_gen if self.valid is None else self.valid[:, : self.num_gen].sum(1).clamp_min(1)
+    def _targets(self) -> Iterator[tuple[slice, Float[Tensor, "_ L T S"]]]:
+        """The targets of some classes at a time, minus a centre per problem, in memory that the next part reuses."""
+        if self._kept is not None:
+            yield self._parts[0], self._kept
+            return
+        size = min(self._parts[0].stop, self.num_classes)
+        place = self._new(self.num_targets, self.width, num_classes=size)
+        for part in self._parts:
+            targets = place[: min(part.stop, self.num_classes) - part.start]
+            self._fill(targets, part)
+            yield part, targets
+        if len(self._parts) == 1:
+            self._kept = place
 
-    def _by_feature(self, values: Float[Tensor, "M"]) -> Float[Tensor, "F"]:
-        return values.new_zeros(len(self.features)).index_add_(0, self.feature, values)
+    def _fill(self, place: Float[Tensor, "c L T S"], part: slice) -> None:
+        slots = place.tensor_split([self.num_gen, self.num_repelling], dim=2)
+        for slot, features in zip(slots, self._samples, strict=True):
+            slot.copy_(torch.cat([feature[part] for feature in features], dim=2).transpose(1, 2))
+        # far from the origin float32 has few digits left for differences
+        if self.valid is None:
+            place -= slots[0].mean(2, keepdim=True)
+            return
+        valid = self.valid[part, None, :, None]
+        place.masked_fill_(~valid, 0)
+        place -= slots[0].sum(2, keepdim=True) / valid[:, :, : self.num_gen].sum(2, keepdim=True).clamp_min(1)
+        place.masked_fill_(~valid, 0)
 
-    def _parts(self, values: Tensor) -> list[tuple[Tensor, tuple[int, int]]]:
-        sizes = [num_classes * num_locations for num_classes, num_locations in self.features]
-        return list(zip(values.split(sizes), self.features, strict=True))
+    def _num_rows(self) -> Float[Tensor, "C"]:
+        """How many generated samples of each class exist."""
+        if self.valid is None:
+            return torch.full((self.num_classes,), self.num_gen, dtype=self.dtype, device=self.device)
+        return self.valid[:, : self.num_gen].sum(1).to(self.dtype)
+
+    def _by_feature(self, values: Float[Tensor, "L"]) -> Float[Tensor, "F"]:
+        return values.new_zeros(len(self.locations)).index_add_(0, self.feature, values)
+
+    def _new(self, *shape: int, num_classes: int | None = None) -> Tensor:
+        count = self.num_classes if num_classes is None else num_classes
+        return torch.empty(count, len(self.feature), *shape, dtype=self.dtype, device=self.device)
 
 
 def coefficients(
-    distances: Float[Tensor, "M G T"],
+    distances: Float[Tensor, "C L G T"],
+    sharpness: Float[Tensor, "L R"],
     temperatures: Float[Tensor, "R"],
     num_repelling: int,
-    weights: Float[Tensor, "M T"] | None,
-    valid: Bool[Tensor, "M T"] | None,
-) -> Float[Tensor, "M R G T"]:
+    weights: Float[Tensor, "C T"] | None,
+    valid: Bool[Tensor, "C T"] | None,
+) -> Float[Tensor, "C L R G T"]:
     """How strongly each target pulls (or, below 0, pushes) each query; a query's coefficients sum to 0.
 
     Args:
-        distances: in mean distances.
+        distances: of queries from targets; the first targets are the queries themselves.
+        sharpness: what distances are multiplied by to be logits: -1 / (scale * temperature).
         temperatures: of the kernel.
         num_repelling: the first targets repel: generated samples and extra negatives.
         weights, valid: of the targets.
     """
-    num_gen = distances.shape[1]
-    distances.diagonal(dim1=1, dim2=2).add_(SELF_DISTANCE)
-    logits = distances.unsqueeze(1) * (-1 / temperatures)[:, None, None]
+    logits = distances.unsqueeze(2) * sharpness[:, :, None, None]
+    logits.diagonal(dim1=3, dim2=4).sub_((SELF_DISTANCE / temperatures)[:, None])
     pairs = None
     if valid is not None:
-        pairs = (valid[:, :num_gen, None] & valid[:, None, :]).unsqueeze(1)
+        pairs = (valid[:, : distances.shape[2], None] & valid[:, None, :])[:, None, None]
         logits.masked_fill_(~pairs, -torch.inf)
     affinities = logits.softmax(-1).mul_(logits.softmax(-2)).clamp_min_(LEAST_AFFINITY).sqrt_()
     if pairs is not None:
         affinities.masked_fill_(~pairs, 0)  # a row or column of nothing but -inf has become NaN
     if weights is not None:
-        affinities *= weights[:, None, None, :]
+        affinities *= weights[:, None, None, None, :]
     repelling, attracting = affinities[..., :num_repelling], affinities[..., num_repelling:]
     repulsion, attraction = repelling.sum(-1, keepdim=True), attracting.sum(-1, keepdim=True)
     attracting *= repulsion
     repelling *= -attraction
     return affinities
-
-
-def _fill(place: Float[Tensor, "C L T S"], samples: Sequence[Tensor], valid: Bool[Tensor, "C T"] | None) -> None:
-    """Put [gen | neg | pos] into `place`, minus the mean of gen: far from the origin, float32 has few digits left."""
-    counts = [part.shape[1] for part in samples]
-    gen = samples[0].transpose(1, 2).to(place.dtype)
-    if valid is None:
-        centre = gen.mean(2, keepdim=True)
-    else:
-        rows = valid[:, None, : counts[0], None]
-        centre = gen.masked_fill(~rows, 0).sum(2, keepdim=True) / rows.sum(2, keepdim=True).clamp_min(1)
-    for part, slot in zip(samples, place.split(counts, dim=2), strict=True):
-        torch.sub(part.transpose(1, 2), centre, out=slot)
-    if valid is not None:
-        place.masked_fill_(~valid[:, None, :, None], 0)
-
-
-def _by_problem(values: Tensor | None, features: Sequence[tuple[int, int]]) -> Tensor | None:
-    if values is None:
-        return None
-    return torch.cat([values.repeat_interleave(num_locations, dim=0) for _, num_locations in features])
