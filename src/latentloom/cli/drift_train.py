@@ -1,7 +1,8 @@
 """`latentloom drift train`: a one-step refiner of interpolated images."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,19 +35,20 @@ def train(
     emit_json(json_file, {**outcome.results, "decision": outcome.decision, "out_dir": str(out_dir)})
 
 
-def print_scores(results: dict) -> None:
-    """A table of the methods' scores on held-out images, with their intervals."""
+def print_scores(results: Mapping[str, Any]) -> None:
+    """A table of methods and their scores on held-out images; the page and the JSON have the intervals too."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None)
-    columns = {"FD": "fd", "KID": "kid", "accuracy": "accuracy", "MSE missing": "mse_missing"}
-    for column in ("method", *columns):
+    for column in ("method", "FD", "KID", "accuracy", "MSE missing"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for name, scores in results.items():
-        if isinstance(scores, dict):
-            cells = [scores[key] for key in columns.values()]
-            table.add_row(name, *("" if cell is None else f"{cell['value']:.3g}" for cell in cells))
+        if not isinstance(scores, Mapping):
+            continue
+        fd, kid, accuracy, missing = (scores[key] for key in ("fd", "kid", "accuracy", "mse_missing"))
+        error = "" if missing is None else f"{missing['value']:.3g}"
+        table.add_row(name, f"{fd['value']:.3g}", f"{kid['value']:.3g}", f"{100 * accuracy['value']:.1f} %", error)
     Console().print(table)
 
 

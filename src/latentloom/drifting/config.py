@@ -115,12 +115,12 @@ class DriftConfig(OptimizationConfig):
     depth: Count = Field(4, description="Transformer blocks of the refiner.")
     num_heads: Count = Field(4, description="Attention heads of the refiner.")
 
-    n_classes_step: Count = Field(8, description="Classes per batch and process.")
-    n_gen_per_class: Count = Field(8, description="Refined images per class.")
-    drift_n_pos: Count = Field(32, description="Real images per class that attract.")
+    n_classes_step: Count = Field(5, description="Classes per batch and process.")
+    n_gen_per_class: Count = Field(16, description="Refined images per class.")
+    drift_n_pos: Count = Field(64, description="Real images per class that attract.")
     drift_n_neg: Number = Field(0, description="Earlier refined images per class that repel.")
     drift_n_unc: Number = Field(16, description="Real images of any class that repel, weighted by alpha.")
-    queue_pos: Count = Field(64, description="Real images kept per class.")
+    queue_pos: Count = Field(128, description="Real images kept per class.")
     queue_neg: Count = Field(64, description="Refined images kept per class.")
     queue_unc: Count = Field(512, description="Real images kept of all classes.")
     temperatures: tuple[Positive, ...] = Field(

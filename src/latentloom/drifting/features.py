@@ -60,9 +60,11 @@ def feature_groups(
 
 def _whole_map(name: str, values: Float[Tensor, "B S H W"]) -> dict[str, Tensor]:
     flat = values.flatten(2)
-    groups = {f"{name}/mean": flat.mean(dim=2).unsqueeze(1)}
+    mean = flat.mean(dim=2, keepdim=True)
+    groups = {f"{name}/mean": mean.mT}
     if flat.shape[2] > 1:
-        groups[f"{name}/std"] = (flat.var(dim=2, correction=0) + _EPS).sqrt().unsqueeze(1)
+        variance = (flat - mean).square().mean(dim=2, keepdim=True)  # on a CPU, several times as fast as torch's var
+        groups[f"{name}/std"] = (variance + _EPS).sqrt().mT
     return groups
 
 
