@@ -183,7 +183,7 @@ def test_every_weight_is_owned_once_and_muon_has_the_hidden_matrices_alone(setti
     owners = [
         [names[weight.data_ptr()] for group in each.param_groups for weight in group["params"]] for each in optimizers
     ]
-    assert sorted(sum(owners, [])) == sorted(names.values())
+    assert sorted(name for owned in owners for name in owned) == sorted(names.values())
     if optimizer == "muon":
         by_adam, by_muon = owners
         kinds = ("qkv", "out", "mlp.0", "mlp.2")

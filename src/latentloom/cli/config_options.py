@@ -1,6 +1,7 @@
 """Commands whose options are the fields of a settings class, so that option, TOML key and help are stated once."""
 
 import inspect
+import json
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -74,4 +75,8 @@ def _metavar(annotation: Any) -> str:
 
 
 def _as_toml(field: FieldInfo, text: str) -> str:
-    return f"[{text}]" if get_origin(field.annotation) is tuple and not text.startswith("[") else text
+    if get_origin(field.annotation) is tuple and not text.startswith("["):
+        return f"[{text}]"
+    # a path or a text is what was given, also where it looks like a date, a list or a number of TOML
+    is_text = _metavar(field.annotation) in (_WORDS[Path], _WORDS[str])
+    return json.dumps(text, ensure_ascii=False) if is_text and text != "none" else text
