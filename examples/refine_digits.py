@@ -10,7 +10,7 @@ from latentloom.drifting import DriftConfig, run_drift
 
 
 def main() -> None:
-    config = DriftConfig(dataset="digits", steps=250, feature_mae_steps=100, save_every=250)
+    config = DriftConfig(dataset="digits", steps=200, drift_n_pos=32, feature_mae_steps=100, save_every=200)
     with TemporaryDirectory() as folder:
         outcome = run_drift(config, Path(folder))
     print(f"{'':24}{'FD':>8}{'KID':>8}{'accuracy':>10}")

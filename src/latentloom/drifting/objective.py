@@ -48,9 +48,12 @@ class DriftObjective:
         self.config = config
         self.encoder = encoder
         self.seed = seed
+        # a bank that nothing is drawn from keeps almost nothing
+        of_all = config.queue_unc if config.drift_n_unc else 1
+        of_refined = config.queue_neg if config.drift_n_neg else 1
         self.positives = SampleQueue(num_classes, config.queue_pos, shape, device=device)
-        self.unconditional = SampleQueue(1, config.queue_unc, shape, device=device)
-        self.negatives = SampleQueue(num_classes, config.queue_neg, shape, device=device)
+        self.unconditional = SampleQueue(1, of_all, shape, device=device)
+        self.negatives = SampleQueue(num_classes, of_refined, shape, device=device)
         self._kernel = coefficients
         if config.compile_drift:
             self._kernel = torch.compile(coefficients, mode=config.compile_mode, dynamic=False)
