@@ -10,7 +10,8 @@ from latentloom.drifting import DriftConfig, run_drift
 
 
 def main() -> None:
-    config = DriftConfig(dataset="digits", steps=200, drift_n_pos=32, feature_mae_steps=100, save_every=200)
+    # a short training: little warmup, and an average over its last part alone
+    config = DriftConfig(dataset="digits", steps=200, warmup=20, ema_decay=0.97, drift_n_pos=32, feature_mae_steps=100)
     with TemporaryDirectory() as folder:
         outcome = run_drift(config, Path(folder))
     print(f"{'':24}{'FD':>8}{'KID':>8}{'accuracy':>10}")

@@ -72,32 +72,14 @@ def test_the_command_lines_of_the_document_are_understood(parsed, line, expected
 
 
 def test_the_options_that_the_document_names_are_understood(parsed):
-    settings = parsed(
-        *[
-            "--keep_anchors_fixed=0",
-            "--interp_mode",
-            "laplacian",
-            "--sigma_feature",
-            "0.5",
-            "--sigma_space",
-            "2",
-            "--lambda_reg",
-            "1e-3",
-        ],
-        *[
-            "--cfg_alpha_values",
-            "1,2,4",
-            "--cfg_alpha_probs",
-            "0.5,0.25,0.25",
-            "--drift_n_unc",
-            "8",
-            "--queue_unc",
-            "64",
-        ],
-        *["--vanilla_loss_weight", "0.1", "--amp_bf16", "1", "--compile_drift=0", "--compile_mode", "reduce-overhead"],
-        *["--grad_accum", "2", "--optimizer", "muon", "--dataset", "imagefolder", "--data_root", "images"],
-        *["--input_space", "latent", "--feature_space", "latent_mae", "--feature_checkpoint", "mae.safetensors"],
-    )
+    line = """
+        --keep_anchors_fixed=0 --interp_mode laplacian --sigma_feature 0.5 --sigma_space 2 --lambda_reg 1e-3
+        --cfg_alpha_values 1,2,4 --cfg_alpha_probs 0.5,0.25,0.25 --drift_n_unc 8 --queue_unc 64
+        --vanilla_loss_weight 0.1 --amp_bf16 1 --compile_drift=0 --compile_mode reduce-overhead
+        --grad_accum 2 --optimizer muon --dataset imagefolder --data_root images
+        --input_space latent --feature_space latent_mae --feature_checkpoint mae.safetensors
+    """
+    settings = parsed(*line.split())
     assert settings.keep_anchors_fixed is False
     assert settings.cfg_alpha_values == (1.0, 2.0, 4.0)
     assert settings.cfg_alpha_probs == (0.5, 0.25, 0.25)
@@ -146,6 +128,7 @@ def refused(capsys, *arguments):
         ("--image_size 20 --input_space latent --feature_space latent_mae", "image_size = 20"),
         ("--drift_n_pos 7", "drift_n_pos = 7 is more than queue_pos = 6"),
         ("--feature_loss_weight 0", "vanilla_loss_weight"),
+        ("--feature_loss_weight 0 --vanilla_loss_weight 1 --feature_checkpoint x", "feature_checkpoint has no effect"),
         ("--feature_include_global_stats 0 --feature_include_patch_stats 0", "feature_include_local"),
         ("--cfg_alpha_values 0.5", "cfg_alpha_values"),
         ("--cfg_alpha_values 1,2 --cfg_alpha_probs 1", "cfg_alpha_probs"),

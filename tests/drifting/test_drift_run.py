@@ -18,7 +18,7 @@ from latentloom.drifting.data import load_data
 from latentloom.drifting.mae import LatentMae, MaeShape, save_mae
 from latentloom.drifting.refiner_files import load_refiner
 from latentloom.drifting.run import REFINER_NAME, Outcome, make_encoder, run_drift
-from latentloom.drifting.train import CURVE_NAME, STATE_NAME, train_refiner
+from latentloom.drifting.train import CURVE_NAME, STATE_NAME, saved_step, train_refiner
 from latentloom.errors import ConfigError, LatentLoomError
 from latentloom.runs import RunRecord, load_config, to_toml
 from latentloom.training import read_curve
@@ -88,6 +88,7 @@ def test_a_run_leaves_its_files_record_and_report(run):
     assert record.decision == outcome.decision
     assert load_config(DriftConfig, folder / "config.toml") == settings(mse_baseline=True)
     assert list((folder / "tensorboard").iterdir())
+    assert record.throughput["images"] == pytest.approx(2 * 3 * 6 / record.duration_seconds, rel=0.01)
     page = (folder / "report.html").read_text()
     for part in ("IDW interpolation", "harmonic interpolation", "MSE refiner", "drifting refiner", "data:image/png"):
         assert part in page
@@ -113,6 +114,7 @@ def test_a_second_call_repeats_no_training_and_comes_to_the_same_figures(run):
     again = finished(settings(mse_baseline=True), folder)
     assert {path: path.stat().st_mtime_ns for path in folder.glob("seed*/*")} == weights
     assert again.results == outcome.results
+    assert RunRecord.read(folder).throughput["images"] == 0
 
 
 def test_a_further_seed_is_trained_beside_the_finished_one(run, tmp_path):
@@ -219,7 +221,10 @@ def test_a_killed_run_goes_on_to_the_very_same_end(tmp_path):
         os.kill(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not state.with_name(REFINER_NAME).exists()
-    assert 0 < int(load_file(state)["step"]) < 40
+    done = saved_step(state)
+    assert 0 < done < 40
     finished(config, tmp_path / "killed")
+    record = RunRecord.read(tmp_path / "killed")
+    assert record.status == "finished"
+    assert record.throughput["images"] == pytest.approx((40 - done) * 6 / record.duration_seconds, rel=0.01)
     same_weights(state.with_name(REFINER_NAME), trained_alone(config, 0, tmp_path / "whole"))
-    assert RunRecord.read(tmp_path / "killed").status == "finished"

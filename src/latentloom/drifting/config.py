@@ -111,8 +111,8 @@ class DriftConfig(OptimizationConfig):
     noise_std: NotNegative = Field(0.0, description="Of Gaussian noise on missing patches.")
     keep_anchors_fixed: bool = Field(False, description="Put given patches back into the refined image.")
 
-    width: Count = Field(128, description="Channels of the refiner.")
-    depth: Count = Field(4, description="Transformer blocks of the refiner.")
+    width: Count = Field(96, description="Channels of the refiner.")
+    depth: Count = Field(3, description="Transformer blocks of the refiner.")
     num_heads: Count = Field(4, description="Attention heads of the refiner.")
 
     n_classes_step: Count = Field(5, description="Classes per batch and process.")
@@ -173,6 +173,8 @@ class DriftConfig(OptimizationConfig):
         features = ("feature_include_global_stats", "feature_include_local", "feature_include_patch_stats")
         if self.objective == "drift" and self.feature_loss_weight and not any(getattr(self, name) for name in features):
             raise ValueError(f"{', '.join(features)} are all 0; set one, or feature_loss_weight = 0")
+        if self.feature_checkpoint is not None and not self.feature_loss_weight:
+            raise ValueError("feature_checkpoint has no effect with feature_loss_weight = 0; leave it out")
         if self.feature_space == "latent_mae" and self.input_space == "pixel":
             raise ValueError("feature_space = 'latent_mae' reads latents; use 'mae' or 'resnet' for pixels")
         if self.feature_space in ("mae", "resnet") and self.input_space == "latent":

@@ -19,7 +19,7 @@ from latentloom.drifting.judge import train_judge
 from latentloom.drifting.processes import joined_processes, num_processes, wait_for_all
 from latentloom.drifting.refiner_files import Refiner, load_refiner, save_refiner
 from latentloom.drifting.report import DriftReport, compare, write_drift_report
-from latentloom.drifting.train import CURVE_NAME, STATE_NAME, effective_batch, train_refiner
+from latentloom.drifting.train import CURVE_NAME, STATE_NAME, effective_batch, saved_step, train_refiner
 from latentloom.errors import ConfigError
 from latentloom.runs import RunFolder, process_rank, to_toml
 from latentloom.storage import write_json, write_text
@@ -120,10 +120,10 @@ def _run(
     scores = {name: [held_out.score(filled)] for name, filled in images.items()} if judge is not None else {}
     curves = {}
     for seed, objective in trainings(config):
-        started = time.monotonic()
+        started, num_steps = time.monotonic(), _steps_to_do(_folder(run.path, seed, objective), config)
         refiner = _train(data, encoder, config, seed, objective, run.path, device, held_out)
         logger.info("%s, seed %d: %.1f s", objective, seed, time.monotonic() - started)
-        run.count(effective_batch(config) * config.steps, "images")
+        run.count(effective_batch(config) * num_steps, "images")
         name = METHODS[objective]
         refined = held_out.refined(refiner)
         images.setdefault(name, refined)
@@ -189,6 +189,14 @@ def _train(
         (folder / STATE_NAME).unlink()
     wait_for_all()
     return refiner
+
+
+def _steps_to_do(folder: Path, config: DriftConfig) -> int:
+    """Steps that a training still needs."""
+    if (folder / REFINER_NAME).exists():
+        return 0
+    state = folder / STATE_NAME
+    return config.steps - (saved_step(state) if state.exists() else 0)
 
 
 def _folder(out_dir: Path, seed: int, objective: str) -> Path:

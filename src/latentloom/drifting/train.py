@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,6 +22,7 @@ from latentloom.drifting.refiner import ADAM_NAMES, PatchRefiner, RefinerShape
 from latentloom.drifting.refiner_files import Refiner
 from latentloom.keyframes import interpolation_errors
 from latentloom.runs import all_reduce_mean_, is_distributed, process_rank, track
+from latentloom.storage import read_header
 from latentloom.training import Curve, WeightAverage, load_state, save_state, set_learning_rate
 
 STATE_NAME = "state.safetensors"
@@ -153,6 +155,18 @@ class _Training:
     def _parts(self) -> dict:
         parts = {"refiner": self.refiner, "average": self.average, "sampler": self.batches.sampler}
         return parts | (self.objective.banks() if self.objective is not None else {})
+
+
+def saved_step(path: Path) -> int:
+    """Steps after which a training wrote this state.
+
+    Raises:
+        FileError: no such file.
+        CorruptFileError: a damaged file.
+    """
+    read_header(path)
+    with safe_open(path, "pt") as tensors:
+        return int(tensors.get_tensor("step"))
 
 
 def effective_batch(config: DriftConfig) -> int:
