@@ -11,7 +11,7 @@ from latentloom.drifting import DriftConfig, run_drift
 
 def main() -> None:
     # a short training: little warmup, and an average over its last part alone
-    config = DriftConfig(dataset="digits", steps=200, warmup=20, ema_decay=0.97, drift_n_pos=32, feature_mae_steps=100)
+    config = DriftConfig(dataset="digits", steps=250, warmup=20, ema_decay=0.97, drift_n_pos=16, feature_mae_steps=200)
     with TemporaryDirectory() as folder:
         outcome = run_drift(config, Path(folder))
     print(f"{'':24}{'FD':>8}{'KID':>8}{'accuracy':>10}")
