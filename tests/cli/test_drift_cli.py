@@ -138,6 +138,7 @@ def refused(capsys, *arguments):
         ("--device cuda:99", "cuda:99"),
         ("--n_clases_step 4", "--n-classes-step"),
         ("--seeds 0,-1", "seeds"),
+        ("--seeds 1,1", "seeds = 1,1 names a seed twice"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(tiny, tmp_path, capsys, options, said):

@@ -154,6 +154,8 @@ class DriftConfig(OptimizationConfig):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "DriftConfig":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds = {','.join(map(str, self.seeds))} names a seed twice; give each once")
         values, probabilities = self.cfg_alpha_values, self.cfg_alpha_probs
         if any(not 1 <= value < float("inf") for value in values):
             raise ValueError("cfg_alpha_values are 1 or more; 1 is no guidance")

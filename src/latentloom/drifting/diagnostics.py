@@ -81,12 +81,12 @@ def separation(features: Float[Tensor, "N D"], labels: Int64[Tensor, "N"]) -> di
 
     Source: the document, "Mandatory Representation Evaluation".
     """
-    from sklearn.metrics import davies_bouldin_score, silhouette_score
-
     features, labels = features.detach().float().cpu(), labels.cpu()
     num_classes = len(labels.unique())
     if not 2 <= num_classes < len(labels):
         return None
+    from sklearn.metrics import davies_bouldin_score, silhouette_score  # seconds to import
+
     distances = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
     is_same = labels[:, None] == labels
     others = ~torch.eye(len(labels), dtype=torch.bool)
