@@ -195,6 +195,9 @@ def test_images_of_one_class_are_refined_without_a_judge(tmp_path):
     assert "one class" in outcome.decision
     assert "eval/mse_all" in read_curve(tmp_path / "run" / "seed0-drift" / CURVE_NAME)[-1]
     assert "data:image/png" in (tmp_path / "run" / "report.html").read_text()
+    # as many images, but one of them is another: the record would speak of data that the weights have not seen
+    Image.new("RGB", (8, 9), (1, 2, 3)).save(tmp_path / "images" / "only" / "3.png")
+    assert "with images =" in refuses(settings(**changes), tmp_path / "run", ConfigError)
 
 
 def test_latents_are_refined_in_the_features_of_a_latent_autoencoder(tmp_path):

@@ -1,6 +1,5 @@
 """A run of `latentloom drift train`: its refiners, what they reached beside other methods, and its page."""
 
-import json
 import logging
 import time
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 
+from latentloom.drifting.claims import claim_folder, identity
 from latentloom.drifting.config import DataConfig, DriftConfig, MaeConfig
 from latentloom.drifting.corruption import Keypatches
 from latentloom.drifting.data import ImageData, load_data
@@ -21,13 +21,12 @@ from latentloom.drifting.refiner_files import Refiner, load_refiner, save_refine
 from latentloom.drifting.report import DriftReport, compare, write_drift_report
 from latentloom.drifting.train import CURVE_NAME, STATE_NAME, effective_batch, saved_step, train_refiner
 from latentloom.errors import ConfigError
-from latentloom.runs import RunFolder, process_rank, to_toml
-from latentloom.storage import write_json, write_text
+from latentloom.runs import RunFolder, process_rank
+from latentloom.storage import write_json
 from latentloom.training import read_curve
 
 REFINER_NAME = "refiner.safetensors"
 METHODS = {"drift": "drifting refiner", "mse": "MSE refiner"}
-SETTINGS_NAME = "settings.json"
 #: Settings that leave the weights of each training as they are.
 CHANGEABLE = {"seeds", "mse_baseline", "eval_images", "eval_alpha", "log_every", "save_every", "device"}
 
@@ -61,7 +60,8 @@ def run_drift(config: DriftConfig, out_dir: Path) -> Outcome | None:
         # what does not fit the data is refused before the folder is claimed
         Keypatches(config, data.train.shape)
         encoder = None if _trains_encoder(config) else make_encoder(config, data, out_dir / "features", device)
-        _claim(out_dir, config, data)
+        settings = config.model_dump(mode="json", exclude=CHANGEABLE)
+        claim_folder(out_dir, identity(settings, data, effective_batch(config)))
         if _trains_encoder(config):
             encoder = make_encoder(config, data, out_dir / "features", device)
         if process_rank() != 0:
@@ -201,31 +201,6 @@ def _steps_to_do(folder: Path, config: DriftConfig) -> int:
 
 def _folder(out_dir: Path, seed: int, objective: str) -> Path:
     return out_dir / f"seed{seed}-{objective}"
-
-
-def _claim(out_dir: Path, config: DriftConfig, data: ImageData) -> None:
-    """Note whose the folder is, or find that it is this run's.
-
-    Raises:
-        ConfigError: it holds a run with other settings, data or processes.
-    """
-    settings = config.model_dump(mode="json", exclude=CHANGEABLE)
-    settings |= {"data": data.description, "effective_batch": effective_batch(config)}
-    path = out_dir / SETTINGS_NAME
-    if path.exists():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        differing = [name for name in settings if earlier.get(name) != settings[name]]
-        if differing:
-            name = differing[0]
-            raise ConfigError(
-                f"{out_dir} holds a run with {name} = {earlier.get(name)!r}, not {settings[name]!r}; give another "
-                "--out-dir or the same settings"
-            )
-    wait_for_all()
-    if process_rank() == 0:
-        write_json(path, settings)
-        write_text(out_dir / "config.toml", to_toml(config))
-    wait_for_all()
 
 
 def _write_curves(run: RunFolder, curves: dict[str, list[dict[str, float]]]) -> None:

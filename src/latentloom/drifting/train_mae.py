@@ -1,6 +1,5 @@
 """Trains the masked autoencoder: in one process or several, and on from where an interrupted run stopped."""
 
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from latentloom.drifting.batches import ShuffledBatches
+from latentloom.drifting.claims import claim_folder, identity, refuse_other_run
 from latentloom.drifting.config import MaeConfig
 from latentloom.drifting.data import ImageData, load_data
 from latentloom.drifting.mae import (
@@ -30,15 +30,12 @@ from latentloom.drifting.mae_report import write_mae_report
 from latentloom.drifting.optimizers import make_drift_optimizers, rate_factor
 from latentloom.drifting.processes import joined_processes, num_processes, wait_for_all
 from latentloom.drifting.randomness import step_generator
-from latentloom.errors import ConfigError
 from latentloom.runs import RunFolder, all_reduce_mean_, is_distributed, process_rank, track
-from latentloom.storage import write_json
 from latentloom.training import Curve, WeightAverage, load_state, save_state, set_learning_rate
 
 MAE_FILE = "mae.safetensors"
 CURVE_FILE = "curve.jsonl"
 STATE_FILE = "mae.state.safetensors"
-SETTINGS_FILE = "mae.settings.json"
 
 Watch = Callable[[int, Mapping[str, float]], None]
 
@@ -59,7 +56,7 @@ def run_train_mae(config: MaeConfig, out_dir: Path) -> Path | None:
     """
     with joined_processes(config.device) as device:
         data = load_data(config, device)
-        refuse_other_run(out_dir, data, config)
+        refuse_other_run(out_dir, _identity(data, config))
         if process_rank() != 0:
             train_mae(data, config, out_dir)
             return None
@@ -88,9 +85,9 @@ def train_mae(data: ImageData, config: MaeConfig, folder: Path, watch: Watch | N
         FileError: the folder cannot be written to.
     """
     weights = folder / MAE_FILE
-    refuse_other_run(folder, data, config)
+    refuse_other_run(folder, _identity(data, config))
     training = MaeTraining(data, config)  # settings that cannot run are refused before they take the folder
-    _claim(folder, data, config)
+    claim_folder(folder, _identity(data, config))
     if not weights.exists():
         if (folder / STATE_FILE).exists():
             training.load(folder / STATE_FILE)
@@ -264,33 +261,6 @@ def tensorboard_watch(run: RunFolder, batch: int) -> Watch:
     return watch
 
 
-def refuse_other_run(folder: Path, data: ImageData, config: MaeConfig) -> dict[str, Any]:
-    """What makes this run the one it is; a folder of another one is refused.
-
-    Raises:
-        ConfigError: the folder holds a run with other settings, data or processes.
-    """
-    settings: dict[str, Any] = {
-        **config.model_dump(mode="json", exclude=_CHANGEABLE),
-        "effective_batch": effective_batch(config),
-        "data": data.description,
-    }
-    path = folder / SETTINGS_FILE
-    if path.exists():
-        earlier = json.loads(path.read_text())
-        differing = [name for name in settings if earlier.get(name) != settings[name]]
-        if differing:
-            name = differing[0]
-            raise ConfigError(
-                f"{folder} holds an autoencoder with {name} = {earlier.get(name)!r}, not {settings[name]!r}; "
-                "give another folder or the same settings"
-            )
-    return settings
-
-
-def _claim(folder: Path, data: ImageData, config: MaeConfig) -> None:
-    settings = refuse_other_run(folder, data, config)
-    wait_for_all()  # else a slower process would find what the first one writes
-    if process_rank() == 0:
-        write_json(folder / SETTINGS_FILE, settings)
-    wait_for_all()
+def _identity(data: ImageData, config: MaeConfig) -> dict[str, Any]:
+    settings = config.model_dump(mode="json", exclude=_CHANGEABLE)
+    return identity(settings, data, effective_batch(config))

@@ -1,0 +1,63 @@
+"""Whose a run's folder is: one with other settings, other data or other processes is not gone on with."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from latentloom.drifting.data import ImageData
+from latentloom.drifting.processes import wait_for_all
+from latentloom.errors import ConfigError
+from latentloom.runs import process_rank
+from latentloom.storage import write_json
+
+SETTINGS_NAME = "settings.json"
+
+
+def identity(settings: Mapping[str, Any], data: ImageData, effective_batch: int) -> dict[str, Any]:
+    """What makes a run the one it is, as JSON values.
+
+    Args:
+        settings: those that its weights depend on.
+        data: its images.
+        effective_batch: images per optimizer step, which follows from the number of processes too.
+    """
+    images = hashlib.sha256(data.train.fingerprint.encode()).hexdigest()[:16]
+    return {**settings, "effective_batch": effective_batch, "data": data.description, "images": images}
+
+
+def refuse_other_run(folder: Path, run: Mapping[str, Any]) -> None:
+    """Return if the folder holds nothing, or this run.
+
+    Args:
+        folder: of the run.
+        run: its `identity`.
+
+    Raises:
+        ConfigError: it holds another one.
+    """
+    path = folder / SETTINGS_NAME
+    if not path.exists():
+        return
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    differing = [name for name in run if earlier.get(name) != run[name]]
+    if differing:
+        name = differing[0]
+        raise ConfigError(
+            f"{folder} holds a run with {name} = {earlier.get(name)!r}, not {run[name]!r}; give another folder, or "
+            "what that run was made with"
+        )
+
+
+def claim_folder(folder: Path, run: Mapping[str, Any]) -> None:
+    """Note whose the folder is; every process calls it, and the first one writes.
+
+    Raises:
+        ConfigError: it holds another run.
+    """
+    refuse_other_run(folder, run)
+    wait_for_all()  # else a slower process would find what the first one writes
+    if process_rank() == 0:
+        write_json(folder / SETTINGS_NAME, dict(run))
+    wait_for_all()
