@@ -1,4 +1,4 @@
-"""Scores of refined images: what they are of, that they tell worse from better, and what real images reach."""
+"""Scores of refined images: what they are of, that they tell worse from better, and what other real images reach."""
 
 import json
 
@@ -12,6 +12,7 @@ from latentloom.drifting.data import ImageData, load_data
 from latentloom.drifting.distances import Estimate
 from latentloom.drifting.evaluate import Scores, aggregate, score, score_real, stratified_rows
 from latentloom.drifting.judge import Judge, train_judge
+from latentloom.drifting.pictures import one_of_each_class
 from latentloom.errors import ShapeError
 from latentloom.runs import load_config
 
@@ -68,6 +69,17 @@ def test_blurred_images_score_worse_the_more_they_are_blurred(judge, held_out, d
     assert real.num_images == 539
     expected = score(judge, samples, samples, labels, some_given(len(samples)), 2).accuracy.value
     assert real.accuracy.value == pytest.approx(expected)
+
+
+def test_real_images_are_as_many_as_those_of_the_methods(judge, digits, held_out):
+    """FD falls with the number of images: that of all held-out ones does not compare with that of twenty."""
+    samples, labels = held_out
+    rows = one_of_each_class(labels, 20)
+    few, everything = (score_real(judge, digits.train, digits.held_out, rows=chosen) for chosen in (rows, None))
+    assert (few.num_images, everything.num_images) == (20, 539)
+    assert few.fd.value > 1.5 * everything.fd.value
+    assert few.accuracy.value == pytest.approx(float((judge.classify(samples[rows]) == labels[rows]).double().mean()))
+    assert everything == score_real(judge, digits.train, digits.held_out, rows=torch.arange(539))
 
 
 def test_errors_are_of_the_patches_that_were_missing(judge):
@@ -132,8 +144,7 @@ def test_scores_of_several_seeds_become_their_mean_and_range():
     assert aggregate([one(1.0), one(2.0)]).mse_missing is None
 
 
-def test_scores_go_to_json_and_to_the_curve():
+def test_scores_go_to_json():
     scores = one(1.0)
     assert json.loads(json.dumps(scores.to_json()))["kid"] == {"value": 1.0, "low": 0.0, "high": 2.0}
     assert scores.to_json()["mse_all"] is None
-    assert scores.to_curve() == {"eval/fd": 1.0, "eval/kid": 1.0, "eval/accuracy": 1.0}

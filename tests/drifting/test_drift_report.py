@@ -70,6 +70,8 @@ def test_the_table_shows_means_ranges_and_ratios(tmp_path: Path):
     assert "digits &lt;4 of 16&gt;" in page
     assert page.count("<img") == 2  # the grid and the curves
     assert "the KID of drifting refiner is 0.25 times that" in page
+    assert "539 training images from the held-out ones" in page
+    assert "exact copies of those have an FD of 0" in page
 
 
 def test_a_decision_that_is_given_replaces_the_comparison(tmp_path: Path):

@@ -45,14 +45,6 @@ class Scores:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value.to_json() if isinstance(value, Estimate) else value for name, value in values.items()}
 
-    def to_curve(self, prefix: str = "eval/") -> dict[str, float]:
-        """The values alone, as a line of the training curve takes them."""
-        values = {name: getattr(self, name) for name in MEASURES}
-        return {f"{prefix}{name}": value.value for name, value in values.items() if value is not None}
-
-
-MEASURES = ("fd", "kid", "accuracy", "mse_missing", "mse_all")
-
 
 def score(
     judge: Judge,
@@ -91,29 +83,35 @@ def score(
     )
 
 
-def score_real(judge: Judge, train: Images, held_out: Images, seed: int = 0) -> Scores:
-    """What real images reach, to read all other scores by: nothing can be expected to do better.
+def score_real(
+    judge: Judge, train: Images, held_out: Images, seed: int = 0, rows: Int64[Tensor, "N"] | None = None
+) -> Scores:
+    """Scores of other real images than the held-out ones: how far apart two sets of real images are.
 
     The distances are between held-out images and training images, as many of each class as are held out (or as there
-    are); the accuracy is the judge's on the held-out images.
+    are); the accuracy is the judge's on the held-out images. No bound for `score`, which compares images with their own
+    originals: exact copies have an FD of 0.
 
     Args:
         judge: trained on `train`.
         train, held_out: the two parts of the data.
         seed: decides which training images are taken.
+        rows: of the held-out images that are scored, as many as of the methods beside; all when None.
     """
-    rows = stratified_rows(train.labels, held_out.labels, torch.Generator().manual_seed(seed))
-    truth = image_features(judge, held_out)
-    is_right = judge.read_class(truth).cpu() == held_out.labels.cpu()
-    others = image_features(judge, train, rows)
-    times = resample(len(held_out), NUM_RESAMPLES, seed)
+    rows = torch.arange(len(held_out)) if rows is None else rows
+    labels = held_out.labels[rows]
+    others = stratified_rows(train.labels, labels, torch.Generator().manual_seed(seed))
+    truth = image_features(judge, held_out, rows)
+    is_right = judge.read_class(truth).cpu() == labels.cpu()
+    features = image_features(judge, train, others)
+    times = resample(len(rows), NUM_RESAMPLES, seed)
     return Scores(
-        fd=frechet_estimate(others, truth, seed=seed),
-        kid=kernel_estimate(others, truth, seed=seed),
-        accuracy=_ratio(is_right, torch.ones(len(held_out)), times),
+        fd=frechet_estimate(features, truth, seed=seed),
+        kid=kernel_estimate(features, truth, seed=seed),
+        accuracy=_ratio(is_right, torch.ones(len(rows)), times),
         mse_missing=None,
         mse_all=None,
-        num_images=len(rows),
+        num_images=len(others),
     )
 
 

@@ -34,7 +34,7 @@ class DriftReport:
         settings: by name, such as `config.model_dump(mode="json")`.
         facts: what the run came to, by name: effective batch, throughput, seconds, device.
         methods: by name the scores of one or more seeds, in the table's order: interpolation, MSE, drifting.
-        real: what real images reach, from `score_real`.
+        real: scores of other real images, from `score_real`.
         baseline: the method whose KID the others' is divided by.
         subject: the method that the decision is about; the last one where not given.
         curves: by name (such as "drifting, seed 0") the lines that `training.read_curve` gives.
@@ -148,8 +148,10 @@ def _add_scores(report: Report, content: DriftReport) -> None:
     )
     if content.real is not None:
         report.paragraph(
-            f"The row \u201c{REAL}\u201d says what can be reached: FD and KID of {content.real.num_images} training "
-            "images from the held-out ones, and the classifier's accuracy on the clean held-out images."
+            f"The row \u201c{REAL}\u201d says how far apart two sets of real images are: FD and KID of "
+            f"{content.real.num_images} training images from the held-out ones, and the classifier's accuracy on the "
+            "clean held-out images. It is no bound: a method's images are compared with the very images they were made "
+            "from, and exact copies of those have an FD of 0."
         )
 
 
