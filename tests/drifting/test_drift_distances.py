@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentloom.drifting.distances import (
@@ -139,6 +139,23 @@ def test_intervals_are_as_wide_as_the_distances_of_new_samples_spread(distance, 
         assert found.low < found.value < found.high
         reaches.append((found.high - found.low) / 2)
     assert sum(reaches) / 5 == pytest.approx(1.96 * float(spread), rel=0.25)
+
+
+@given(st.integers(2, 4), st.booleans(), st.integers(0, 100))
+@settings(max_examples=20)
+def test_the_intervals_of_very_few_images_hold_the_distance(num, paired, seed):
+    a, b = normal(num, 3, seed), normal(num, 3, seed + 1) + 0.5
+    for estimate in (frechet_estimate, kernel_estimate):
+        found = estimate(a, b, paired=paired, seed=seed)
+        assert found.low <= found.value <= found.high < float("inf")  # none of which is true of NaN
+        assert (found.high - found.low > 1e-6) == (num > 2)  # two images leave only resamples that are both of them
+
+
+@pytest.mark.parametrize("estimate", [frechet_estimate, kernel_estimate])
+def test_without_a_resample_of_two_images_the_interval_is_the_distance(estimate, monkeypatch):
+    monkeypatch.setattr("latentloom.drifting.distances.resample", lambda num, *_: 2.0 * torch.eye(num).double())
+    found = estimate(normal(2, 3, 0), normal(2, 3, 1))
+    assert found.low == found.value == found.high
 
 
 def test_pairs_are_drawn_together():

@@ -74,7 +74,8 @@ def frechet_estimate(
     """`frechet_distance` with a 95 % interval from the spread over bootstrap resamples.
 
     Resampling adds to the bias of the distance, so that percentiles of the resamples would lie above the distance
-    itself; their spread does not suffer from that, and is put around the distance.
+    itself; their spread does not suffer from that, and is put around the distance. Resamples of a single image are
+    left out, so that two images, of which no others remain, have an interval without width.
 
     Args:
         a, b: as in `frechet_distance`.
@@ -88,6 +89,8 @@ def kernel_estimate(
     a: Float[Tensor, "N D"], b: Float[Tensor, "M D"], *, paired: bool = False, seed: int = 0
 ) -> Estimate:
     """`kernel_distance` with a 95 % interval from the spread over bootstrap resamples.
+
+    As in `frechet_estimate`, resamples of a single image are left out.
 
     Args:
         a, b: as in `kernel_distance`.
@@ -118,8 +121,12 @@ def _estimate(
     _require_pairs(a, b, paired)
     times_a = resample(len(a), NUM_RESAMPLES, seed)
     times_b = times_a if paired else resample(len(b), NUM_RESAMPLES, seed + 1)
-    spread = distances(a.double(), b.double(), times_a.to(a.device), times_b.to(b.device)).std()
-    reach = _NORMAL_95 * float(spread)
+    # few images: a resample may hold one of them alone, which has no variance and no pair
+    is_usable = ((times_a > 0).sum(dim=1) > 1) & ((times_b > 0).sum(dim=1) > 1)
+    if is_usable.sum() < 2:
+        return Estimate(value, value, value)
+    times_a, times_b = times_a[is_usable].to(a.device), times_b[is_usable].to(b.device)
+    reach = _NORMAL_95 * float(distances(a.double(), b.double(), times_a, times_b).std())
     return Estimate(value, max(value - reach, lowest), value + reach)
 
 
