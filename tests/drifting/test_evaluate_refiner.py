@@ -1,17 +1,23 @@
 """A refiner's file is scored again as its run scored it, and on nothing but the data of its training."""
 
 import json
+from shutil import copy2, copyfile, copytree
 
 import pytest
 import torch
+from PIL import Image
 
 from latentloom.cli.main import run as run_command
+from latentloom.drifting.claims import images_digest
 from latentloom.drifting.config import DriftConfig
+from latentloom.drifting.data import load_data
 from latentloom.drifting.evaluate_refiner import evaluate_refiner
+from latentloom.drifting.held_out import HeldOut
 from latentloom.drifting.refiner_files import Refiner, load_refiner, save_refiner
 from latentloom.drifting.run import run_drift
 from latentloom.errors import CheckpointError, FileError
 
+CPU = torch.device("cpu")
 SETTINGS = {
     **{"device": "cpu", "dataset": "fake", "image_size": 8, "fake_classes": 3, "fake_images": 36, "patch_size": 2},
     **{"width": 16, "depth": 1, "num_heads": 2, "steps": 30, "lr": 1e-2, "warmup": 1, "ema_decay": 0.5},
@@ -44,6 +50,25 @@ def test_at_the_strength_of_the_run_the_scores_are_the_runs(finished):
     assert results["refiner, alpha 3"] != results["refiner, alpha 1"]
 
 
+def test_the_rows_of_a_table_are_of_as_many_images(finished, tmp_path):
+    path, _ = finished
+    refiner, config = load_refiner(path)
+    save_refiner(tmp_path / "few.safetensors", refiner, config.model_copy(update={"eval_images": 6}), {})
+    results = evaluate_refiner(tmp_path / "few.safetensors", [1.0])
+    assert {name: scores["num_images"] for name, scores in results.items()} == dict.fromkeys(results, 6)
+
+
+def test_noise_is_given_to_refiners_and_not_to_interpolation(finished):
+    path, _ = finished
+    _, config = load_refiner(path)
+    data = load_data(config, CPU)
+    noisy = HeldOut(data, config.model_copy(update={"noise_std": 0.5}), None, CPU)
+    without = HeldOut(data, config, None, CPU)
+    assert not torch.equal(noisy.filled, without.filled)
+    for name, images in without.interpolated().items():
+        assert torch.equal(noisy.interpolated()[name], images)
+
+
 def test_the_command_prints_the_table_and_writes_json(finished, tmp_path, capsys):
     path, _ = finished
     assert run_command(["drift", "evaluate", str(path), "--alpha", "1,2", "--json", str(tmp_path / "scores.json")]) == 0
@@ -59,7 +84,7 @@ def test_strengths_below_1_and_words_are_refused_in_a_line(finished, strengths, 
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
-    with pytest.raises(FileError, match="none.safetensors"):
+    with pytest.raises(FileError, match=r"none\.safetensors"):
         evaluate_refiner(tmp_path / "none.safetensors", [1.0])
 
 
@@ -73,6 +98,53 @@ def test_data_that_the_refiner_was_not_trained_on_is_refused(finished, tmp_path,
         assert refiner.keypatches.shape == (3, 8, 8)
     with pytest.raises(CheckpointError, match=words):
         evaluate_refiner(tmp_path / "other.safetensors", [1.0])
+
+
+@pytest.fixture
+def photos(finished, tmp_path):
+    """A folder of noise, and a refiner's file that says it was trained on it."""
+    folder, generator = tmp_path / "photos", torch.Generator().manual_seed(0)
+    for name in ("cat", "dog", "eel"):
+        (folder / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = torch.randint(256, (8, 8, 3), generator=generator, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(folder / name / f"{number}.png")
+    refiner, _ = load_refiner(finished[0])
+    changes = {"dataset": "imagefolder", "data_root": folder, "fake_classes": 10, "fake_images": 512}
+    config = DriftConfig.model_validate({**SETTINGS, **changes})
+    path = tmp_path / "photos.safetensors"
+    save_refiner(path, refiner, config, {"images": images_digest(load_data(config, CPU))})
+    return path, folder
+
+
+def test_a_copy_of_the_images_is_scored_alike_and_one_with_other_times_is_refused(photos, tmp_path):
+    path, folder = photos
+    expected = evaluate_refiner(path, [1.0])
+    copytree(folder, tmp_path / "copy", copy_function=copy2)  # keeps times
+    folder.rename(tmp_path / "moved")
+    for place in ("copy", "moved"):
+        assert evaluate_refiner(path, [1.0], data_root=tmp_path / place) == expected
+    copytree(tmp_path / "moved", tmp_path / "new", copy_function=copyfile)
+    with pytest.raises(
+        CheckpointError, match=r"^[^\n]*names, sizes or times of their files have changed[^\n]*cp -a\)$"
+    ):
+        evaluate_refiner(path, [1.0], data_root=tmp_path / "new")
+
+
+def test_a_file_that_does_not_say_its_images_is_scored_on_those_it_is_given(photos, tmp_path):
+    path, folder = photos
+    refiner, config = load_refiner(path)
+    save_refiner(tmp_path / "silent.safetensors", refiner, config, {"seed": 0})
+    (folder / "cat" / "0.png").touch()
+    assert evaluate_refiner(tmp_path / "silent.safetensors", [1.0])["real images"]["num_images"] > 0
+
+
+def test_a_place_for_data_that_has_none_is_refused_in_a_line(finished, tmp_path, capsys):
+    path, _ = finished
+    assert run_command(["drift", "evaluate", str(path), "--data-root", str(tmp_path)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "dataset = 'fake', which has no data_root; leave it out" in said
+    assert "Traceback" not in said
 
 
 def test_a_loaded_refiner_refines_as_the_saved_one(finished, tmp_path):

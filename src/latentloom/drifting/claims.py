@@ -23,8 +23,13 @@ def identity(settings: Mapping[str, Any], data: ImageData, effective_batch: int)
         data: its images.
         effective_batch: images per optimizer step, which follows from the number of processes too.
     """
-    images = hashlib.sha256(data.train.fingerprint.encode()).hexdigest()[:16]
-    return {**settings, "effective_batch": effective_batch, "data": data.description, "images": images}
+    about = {"effective_batch": effective_batch, "data": data.description, "images": images_digest(data)}
+    return {**settings, **about}
+
+
+def images_digest(data: ImageData) -> str:
+    """Sixteen hex digits that tell these images from others."""
+    return hashlib.sha256(data.train.fingerprint.encode()).hexdigest()[:16]
 
 
 def refuse_other_run(folder: Path, run: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The held-out images of a run: refined, scored and shown beside what they were made from."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, UInt8
@@ -48,11 +49,13 @@ class HeldOut:
         self.filled = self.keypatches.fill(self.tokens, self.holes)
 
     def interpolated(self) -> dict[str, Float[Tensor, "N C H W"]]:
-        """The images as interpolation alone fills them, by name; inverse distances always among them."""
+        """The images as interpolation alone fills them, without noise, by name; inverse distances always among them."""
         idw = interpolate_idw(self.tokens, self.holes.given, self.keypatches.grid, self.config.idw_power)
         methods = {"IDW interpolation": self._finished(idw)}
         if self.config.interp_mode == "laplacian":
-            methods["harmonic interpolation"] = self._finished(self.filled)
+            has_noise = self.holes.noise is not None
+            harmonic = self.keypatches.fill(self.tokens, replace(self.holes, noise=None)) if has_noise else self.filled
+            methods["harmonic interpolation"] = self._finished(harmonic)
         return methods
 
     @torch.no_grad()
