@@ -6,7 +6,7 @@ import torch
 
 from latentloom.drifting.config import DriftConfig
 from latentloom.drifting.data import load_data
-from latentloom.drifting.run import make_encoder
+from latentloom.drifting.frozen_encoder import make_encoder
 from latentloom.drifting.train import train_refiner
 
 

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from latentloom.drifting.config import DriftConfig
 from latentloom.drifting.data import load_data
+from latentloom.drifting.frozen_encoder import make_encoder
 from latentloom.drifting.mae import LatentMae, MaeShape, save_mae
 from latentloom.drifting.refiner_files import load_refiner
-from latentloom.drifting.run import REFINER_NAME, Outcome, make_encoder, run_drift
+from latentloom.drifting.run import REFINER_NAME, Outcome, run_drift
 from latentloom.drifting.train import CURVE_NAME, STATE_NAME, saved_step, train_refiner
 from latentloom.errors import ConfigError, LatentLoomError
 from latentloom.runs import RunRecord, load_config, to_toml

@@ -191,6 +191,7 @@ def test_steps_along_the_gradient_carry_a_wide_cloud_onto_the_real_samples():
         gen = gen.detach().requires_grad_()
         pos = torch.randn(1, 64, 2, generator=generator, dtype=torch.float64) * 0.5 + 3
         drifting_loss(gen, pos, temperatures=TEMPERATURES).sum().backward()
+        assert gen.grad is not None
         gen = gen - 20 * (1 - step / 300) * gen.grad
     cloud = gen.detach()
     assert float((cloud.mean(1) - 3).norm()) < 0.15

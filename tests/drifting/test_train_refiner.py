@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 from latentloom.drifting.config import DriftConfig
 from latentloom.drifting.data import load_data
+from latentloom.drifting.frozen_encoder import make_encoder
 from latentloom.drifting.mae import LatentMae, MaeShape, save_mae
 from latentloom.drifting.optimizers import make_drift_optimizers
 from latentloom.drifting.refiner import ADAM_NAMES, PatchRefiner, RefinerShape
-from latentloom.drifting.run import make_encoder
 from latentloom.drifting.train import CURVE_NAME, STATE_NAME, effective_batch, train_refiner
 from latentloom.errors import CheckpointError
 from latentloom.runs import launch_processes

@@ -25,8 +25,11 @@ def train(
 
     Under torchrun several processes train together, each on `n-classes-step` classes at a time.
     """
+    from latentloom.drifting.idle_settings import idle_settings
     from latentloom.drifting.run import run_drift
 
+    for line in idle_settings(config):
+        typer.echo(line)
     outcome = run_drift(config, out_dir)
     if outcome is None:  # one of torchrun's other processes
         return

@@ -24,9 +24,12 @@ def train_mae(
 
     Under torchrun several processes train together, each on `batch-size` images at a time.
     """
+    from latentloom.drifting.idle_settings import idle_settings
     from latentloom.drifting.train_mae import run_train_mae
     from latentloom.storage import read_module
 
+    for line in idle_settings(config):
+        typer.echo(line)
     weights = run_train_mae(config, out_dir)
     if weights is None:  # one of torchrun's other processes
         return

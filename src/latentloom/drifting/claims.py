@@ -8,7 +8,7 @@ from typing import Any
 
 from latentloom.drifting.data import ImageData
 from latentloom.drifting.processes import wait_for_all
-from latentloom.errors import ConfigError
+from latentloom.errors import ConfigError, CorruptFileError
 from latentloom.runs import process_rank
 from latentloom.storage import write_json
 
@@ -41,11 +41,17 @@ def refuse_other_run(folder: Path, run: Mapping[str, Any]) -> None:
 
     Raises:
         ConfigError: it holds another one.
+        CorruptFileError: what it holds cannot be told.
     """
     path = folder / SETTINGS_NAME
     if not path.exists():
         return
-    earlier = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        earlier = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise CorruptFileError(
+            f"{path} is damaged, so it does not say whose the folder is; give another one"
+        ) from error
     differing = [name for name in run if earlier.get(name) != run[name]]
     if differing:
         name = differing[0]

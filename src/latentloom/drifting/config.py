@@ -12,6 +12,7 @@ Number = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Strength = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 DatasetName = Literal["digits", "fake", "imagefolder", "latents"]
@@ -22,23 +23,31 @@ class DataConfig(Config):
     """Which images, and whether a model sees their pixels or their latents."""
 
     dataset: DatasetName = Field(
-        "digits", description="Digits of scikit-learn, drawn shapes, class folders, or latents."
+        default="digits", description="Digits of scikit-learn, drawn shapes, class folders, or latents."
     )
-    data_root: Path | None = Field(None, description="Folder of the imagefolder, or safetensors file of the latents.")
-    image_size: Count | None = Field(None, description="Height and width in pixels; 8 for digits, otherwise 64.")
-    fake_classes: Count = Field(10, description="Classes of the fake dataset.")
-    fake_images: Count = Field(512, description="Images of the fake dataset.")
+    data_root: Path | None = Field(
+        default=None, description="Folder of the imagefolder, or safetensors file of the latents."
+    )
+    image_size: Count | None = Field(
+        default=None, description="Height and width in pixels; 8 for digits, otherwise 64."
+    )
+    fake_classes: Count = Field(default=10, description="Classes of the fake dataset.")
+    fake_images: Count = Field(default=512, description="Images of the fake dataset.")
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.3, description="Share of each class that training never sees; evaluation is on it."
+        default=0.3, description="Share of each class that training never sees; evaluation is on it."
     )
     validation_share: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="Share of the training images that evaluation is on in place of the held-out ones."
+        default=0.0, description="Share of the training images that evaluation is on in place of the held-out ones."
     )
-    split_seed: Seed = Field(0, description="Decides which images are held out.")
-    flip: bool = Field(False, description="Mirror training images at random.")
-    input_space: InputSpace = Field("pixel", description="Whether the refiner works on pixels or on VAE latents.")
-    vae_root: Path | None = Field(None, description="Checkpoint whose VAE makes the latents; MicroWan when not given.")
-    latent_cache: Path | None = Field(None, description="Safetensors file that keeps the latents between runs.")
+    split_seed: Seed = Field(default=0, description="Decides which images are held out.")
+    flip: bool = Field(default=False, description="Mirror training images at random.")
+    input_space: InputSpace = Field(
+        default="pixel", description="Whether the refiner works on pixels or on VAE latents."
+    )
+    vae_root: Path | None = Field(
+        default=None, description="Checkpoint whose VAE makes the latents; MicroWan when not given."
+    )
+    latent_cache: Path | None = Field(default=None, description="Safetensors file that keeps the latents between runs.")
 
     @model_validator(mode="after")
     def _has_its_data(self) -> "DataConfig":
@@ -61,95 +70,114 @@ class DataConfig(Config):
 class OptimizationConfig(DataConfig):
     """How weights move, and what a run keeps."""
 
-    steps: Count = Field(1200, description="Optimizer steps.")
-    grad_accum: Count = Field(1, description="Batches per optimizer step.")
-    optimizer: Literal["adamw", "muon"] = Field("adamw", description="Muon takes hidden matrices, Adam the rest.")
-    lr: Positive = Field(1e-3, description="Rate of AdamW, and of Muon's Adam part.")
-    muon_lr: Positive = Field(2e-3, description="Rate of Muon, in AdamW's scale.")
-    weight_decay: NotNegative = Field(0.01, description="Decoupled decay of matrices.")
-    warmup: Number = Field(50, description="Steps until the rate is reached.")
-    decay: Literal["constant", "cosine"] = Field("cosine", description="The rate after the warmup.")
-    grad_clip: NotNegative = Field(2.0, description="Largest norm of a step's gradient; 0 is no limit.")
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="Of the averaged weights that are kept.")
-    amp_bf16: bool = Field(False, description="Compute the networks in bfloat16; the field stays float32.")
-    log_every: Count = Field(20, description="Steps between lines of the curve.")
-    save_every: Count = Field(200, description="Steps between checkpoints.")
-    device: str | None = Field(None, description="cpu, cuda or cuda:N; the accelerator if there is one.")
+    steps: Count = Field(default=1200, description="Optimizer steps.")
+    grad_accum: Count = Field(default=1, description="Batches per optimizer step.")
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw", description="Muon takes hidden matrices, Adam the rest."
+    )
+    lr: Positive = Field(default=1e-3, description="Rate of AdamW, and of Muon's Adam part.")
+    muon_lr: Positive = Field(default=2e-3, description="Rate of Muon, in AdamW's scale.")
+    weight_decay: NotNegative = Field(default=0.01, description="Decoupled decay of matrices.")
+    warmup: Number = Field(default=50, description="Steps until the rate is reached.")
+    decay: Literal["constant", "cosine"] = Field(default="cosine", description="The rate after the warmup.")
+    grad_clip: NotNegative = Field(default=2.0, description="Largest norm of a step's gradient; 0 is no limit.")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.999, description="Of the averaged weights that are kept."
+    )
+    amp_bf16: bool = Field(default=False, description="Compute the networks in bfloat16; the field stays float32.")
+    log_every: Count = Field(default=20, description="Steps between lines of the curve.")
+    save_every: Count = Field(default=200, description="Steps between checkpoints.")
+    device: str | None = Field(default=None, description="cpu, cuda or cuda:N; the accelerator if there is one.")
 
 
 class MaeConfig(OptimizationConfig):
     """Settings of `latentloom drift train-mae`."""
 
-    seed: Seed = Field(0, description="Of weights, order and masks.")
-    steps: Count = Field(1000, description="Optimizer steps.")
-    batch_size: Count = Field(128, description="Images per batch and process.")
-    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="Share of patches that are hidden.")
-    mask_patch: Count = Field(2, description="Side of a hidden patch, in cells of the input.")
-    width: Count = Field(32, description="Channels of the first stage; each further stage has twice as many.")
-    stages: Count = Field(3, description="Stages of the encoder, each at half the resolution of the one before.")
-    blocks: Count = Field(2, description="Residual blocks per stage.")
-    classify_share: Share = Field(0.0, description="Last share of the steps in which labels are learned too.")
-    classify_weight: NotNegative = Field(0.1, description="Weight of the classification loss in that tail.")
+    seed: Seed = Field(default=0, description="Of weights, order and masks.")
+    steps: Count = Field(default=1000, description="Optimizer steps.")
+    batch_size: Count = Field(default=128, description="Images per batch and process.")
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.5, description="Share of patches that are hidden."
+    )
+    mask_patch: Count = Field(default=2, description="Side of a hidden patch, in cells of the input.")
+    width: Count = Field(default=32, description="Channels of the first stage; each further stage has twice as many.")
+    stages: Annotated[int, Field(ge=1, le=8)] = Field(
+        default=3, description="Stages of the encoder, each at half the resolution of the one before."
+    )
+    blocks: Count = Field(default=2, description="Residual blocks per stage.")
+    classify_share: Share = Field(default=0.0, description="Last share of the steps in which labels are learned too.")
+    classify_weight: NotNegative = Field(default=0.1, description="Weight of the classification loss in that tail.")
 
 
 class DriftConfig(OptimizationConfig):
     """Settings of `latentloom drift train`."""
 
-    seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="One training for each.")
-    objective: Literal["drift", "mse"] = Field("drift", description="Drifting, or regression to the clean image.")
-    mse_baseline: bool = Field(False, description="Train an MSE refiner for as many steps, to compare with.")
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1, description="One training for each.")
+    objective: Literal["drift", "mse"] = Field(
+        default="drift", description="Drifting, or regression to the clean image."
+    )
+    mse_baseline: bool = Field(default=False, description="Train an MSE refiner for as many steps, to compare with.")
 
-    patch_size: Count | None = Field(None, description="Side of a patch in cells of the input; 2 for digits, else 4.")
-    num_levels: Count = Field(1, description="Corruption levels; training draws one for each image.")
-    min_key_patches: Count | None = Field(None, description="Given patches at the last level; a quarter of all.")
-    mask_schedule: Literal["geom", "linear", "doubling"] = Field("geom", description="Given patches by level.")
-    interp_mode: Literal["idw", "laplacian"] = Field("laplacian", description="How missing patches are filled.")
-    idw_power: Positive = Field(2.0, description="Of inverse-distance weights.")
-    sigma_feature: Positive = Field(1.0, description="Feature distance at which an edge of the graph weakens.")
-    sigma_space: Positive = Field(1.0, description="The same for the distance in patches.")
-    lambda_reg: NotNegative = Field(1e-4, description="How strongly the solution is held to its IDW start.")
-    noise_std: NotNegative = Field(0.0, description="Of Gaussian noise on missing patches.")
-    keep_anchors_fixed: bool = Field(False, description="Put given patches back into the refined image.")
+    patch_size: Count | None = Field(
+        default=None, description="Side of a patch in cells of the input; 2 for digits, else 4."
+    )
+    num_levels: Count = Field(default=1, description="Corruption levels; training draws one for each image.")
+    min_key_patches: Count | None = Field(
+        default=None, description="Given patches at the last level; a quarter of all."
+    )
+    mask_schedule: Literal["geom", "linear", "doubling"] = Field(default="geom", description="Given patches by level.")
+    interp_mode: Literal["idw", "laplacian"] = Field(default="laplacian", description="How missing patches are filled.")
+    idw_power: Positive = Field(default=2.0, description="Of inverse-distance weights.")
+    sigma_feature: Positive = Field(default=1.0, description="Feature distance at which an edge of the graph weakens.")
+    sigma_space: Positive = Field(default=1.0, description="The same for the distance in patches.")
+    lambda_reg: NotNegative = Field(default=1e-4, description="How strongly the solution is held to its IDW start.")
+    noise_std: NotNegative = Field(default=0.0, description="Of Gaussian noise on missing patches.")
+    keep_anchors_fixed: bool = Field(default=False, description="Put given patches back into the refined image.")
 
-    width: Count = Field(96, description="Channels of the refiner.")
-    depth: Count = Field(3, description="Transformer blocks of the refiner.")
-    num_heads: Count = Field(4, description="Attention heads of the refiner.")
+    width: Count = Field(default=96, description="Channels of the refiner.")
+    depth: Count = Field(default=3, description="Transformer blocks of the refiner.")
+    num_heads: Count = Field(default=4, description="Attention heads of the refiner.")
 
-    n_classes_step: Count = Field(5, description="Classes per batch and process.")
-    n_gen_per_class: Count = Field(16, description="Refined images per class.")
-    drift_n_pos: Count = Field(64, description="Real images per class that attract.")
-    drift_n_neg: Number = Field(0, description="Earlier refined images per class that repel.")
-    drift_n_unc: Number = Field(16, description="Real images of any class that repel, weighted by alpha.")
-    queue_pos: Count = Field(128, description="Real images kept per class.")
-    queue_neg: Count = Field(64, description="Refined images kept per class.")
-    queue_unc: Count = Field(512, description="Real images kept of all classes.")
+    n_classes_step: Count = Field(default=5, description="Classes per batch and process.")
+    n_gen_per_class: Count = Field(default=16, description="Refined images per class.")
+    drift_n_pos: Count = Field(default=64, description="Real images per class that attract.")
+    drift_n_neg: Number = Field(default=0, description="Earlier refined images per class that repel.")
+    drift_n_unc: Number = Field(default=16, description="Real images of any class that repel, weighted by alpha.")
+    queue_pos: Count = Field(default=128, description="Real images kept per class.")
+    queue_neg: Count = Field(default=64, description="Refined images kept per class.")
+    queue_unc: Count = Field(default=512, description="Real images kept of all classes.")
     temperatures: tuple[Positive, ...] = Field(
-        (0.02, 0.05, 0.2), min_length=1, description="Of the kernel, in mean distances."
+        default=(0.02, 0.05, 0.2), min_length=1, description="Of the kernel, in mean distances."
     )
-    cfg_alpha_values: tuple[float, ...] = Field((), description="Guidance strengths to draw from; none: a density.")
-    cfg_alpha_probs: tuple[float, ...] = Field((), description="Their probabilities; none: equal.")
-    cfg_alpha_max: Annotated[float, Field(ge=1)] = Field(4.0, description="End of the density's range, from 1.")
-    cfg_alpha_power: NotNegative = Field(3.0, description="The density is alpha to the minus this power.")
+    cfg_alpha_values: tuple[float, ...] = Field(
+        default=(), description="Guidance strengths to draw from; none: a density."
+    )
+    cfg_alpha_probs: tuple[float, ...] = Field(default=(), description="Their probabilities; none: equal.")
+    cfg_alpha_max: Strength = Field(default=4.0, description="End of the density's range, from 1.")
+    cfg_alpha_power: NotNegative = Field(default=3.0, description="The density is alpha to the minus this power.")
     eval_images: Count = Field(
-        2048, description="Held-out images that evaluation takes at most, evenly of all classes."
+        default=2048, description="Held-out images that evaluation takes at most, evenly of all classes."
     )
-    eval_alpha: Annotated[float, Field(ge=1)] = Field(1.0, description="Guidance strength of evaluation and samples.")
+    eval_alpha: Strength = Field(default=1.0, description="Guidance strength of evaluation and samples.")
 
     feature_space: Literal["resnet", "latent_mae", "mae"] | None = Field(
-        None, description="Frozen feature encoder; mae for digits, latent_mae for latents, otherwise resnet."
+        default=None, description="Frozen feature encoder; mae for digits, latent_mae for latents, otherwise resnet."
     )
     feature_checkpoint: Path | None = Field(
-        None, description="A ResNet's folder (none: random weights), or what train-mae wrote (none: trained here)."
+        default=None,
+        description="A ResNet's folder (none: random weights), or what train-mae wrote (none: trained here).",
     )
-    feature_mae_steps: Count = Field(1000, description="Steps of the MAE that is trained here.")
-    feature_include_global_stats: bool = Field(True, description="Mean and deviation of every feature map.")
-    feature_include_local: bool = Field(False, description="Every cell of the feature maps.")
-    feature_include_patch_stats: bool = Field(True, description="Mean and deviation of parts of the feature maps.")
-    feature_loss_weight: NotNegative = Field(1.0, description="Weight of drifting in features.")
-    vanilla_loss_weight: NotNegative = Field(0.0, description="Weight of drifting on the images themselves.")
-    compile_drift: bool = Field(False, description="Compile the field, for static shapes.")
+    feature_mae_steps: Count = Field(default=1000, description="Steps of the MAE that is trained here.")
+    feature_include_global_stats: bool = Field(default=True, description="Mean and deviation of every feature map.")
+    feature_include_local: bool = Field(default=False, description="Every cell of the feature maps.")
+    feature_include_patch_stats: bool = Field(
+        default=True, description="Mean and deviation of parts of the feature maps."
+    )
+    feature_loss_weight: NotNegative = Field(default=1.0, description="Weight of drifting in features.")
+    vanilla_loss_weight: NotNegative = Field(default=0.0, description="Weight of drifting on the images themselves.")
+    compile_drift: bool = Field(default=False, description="Compile the field, for static shapes.")
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = Field(
-        "default", description="Of torch.compile."
+        default="default", description="Of torch.compile."
     )
 
     @model_validator(mode="after")

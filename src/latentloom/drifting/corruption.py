@@ -57,6 +57,8 @@ class Keypatches:
         self.patch = config.patch_size or (2 if config.dataset == "digits" else 4)
         if height % self.patch or width % self.patch:
             raise ConfigError(f"patch_size = {self.patch} does not divide {height}x{width}; give one that does")
+        if (height, width) == (self.patch, self.patch):
+            raise ConfigError(f"patch_size = {self.patch} makes one patch of {height}x{width}; give a smaller one")
         self.config = config
         self.shape = shape
         self.grid = (height // self.patch, width // self.patch)

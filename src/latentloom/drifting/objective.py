@@ -1,6 +1,7 @@
 """The drifting loss of a batch: refined images against real ones of their class, in a frozen encoder's features."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +18,10 @@ from latentloom.drifting.problems import coefficients
 from latentloom.drifting.processes import add_up, gathered
 from latentloom.drifting.queues import SampleQueue
 from latentloom.drifting.randomness import step_generator
+from latentloom.runs import process_rank
 
 VANILLA = "vanilla"
+RECOMPILE_LIMIT = 64
 
 
 class DriftObjective:
@@ -70,25 +73,32 @@ class DriftObjective:
         Args:
             batch: where the refined images come from.
             refined: one for each of the batch's images, in their order; the gradient goes to them.
-            measures: also tell what the kernel does and what the banks hold, which computes distances again.
+            measures: in the first process also tell what the kernel does and what the banks hold, which computes
+                distances again.
         """
         others = self._draw(batch)
         groups = self._groups(refined, others)
-        losses = drifting_losses(
-            [gen for gen, _, _ in groups.values()],
-            [pos for _, pos, _ in groups.values()],
-            [neg for _, _, neg in groups.values()],
-            temperatures=self.config.temperatures,
-            weight_neg=others.weight_neg,
-            valid=others.valid,
-            reduce=add_up,
-            kernel=self._kernel,
-        )
+        with self._compiling():
+            losses = drifting_losses(
+                [gen for gen, _, _ in groups.values()],
+                [pos for _, pos, _ in groups.values()],
+                [neg for _, _, neg in groups.values()],
+                temperatures=self.config.temperatures,
+                weight_neg=others.weight_neg,
+                valid=others.valid,
+                reduce=add_up,
+                kernel=self._kernel,
+            )
         # only now: a sample must not meet its own copy, which would hold it where it stands
         self._push(self.negatives, batch, refined)
         weights = [self._weight(name) for name in groups]
         loss = (losses * losses.new_tensor(weights).unsqueeze(1)).sum(0).mean()
-        return loss, self._measures(batch, others, groups) if measures else {}
+        return loss, self._measures(batch, others, groups) if measures and process_rank() == 0 else {}
+
+    def _compiling(self) -> AbstractContextManager:
+        # one compilation for each shape: of every width of features, and of a last part of the classes
+        is_on = self.config.compile_drift
+        return torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT) if is_on else nullcontext()
 
     def _draw(self, batch: ClassBatch) -> "_Others":
         """Push the batch's real images, then draw what its refined ones are held against."""
@@ -108,7 +118,9 @@ class DriftObjective:
         )
         has_gen = has_pos.new_ones(num_classes, batch.num_gen)
         valid = torch.cat([has_gen, has_neg, has_unc.expand(num_classes, -1), has_pos], dim=1)
-        return _Others(pos, neg, unc[0], weight_neg, None if bool(valid.all()) else valid)
+        # compiled code is of one kind: it takes the mask also when all are valid
+        is_needed = config.compile_drift or not bool(valid.all())
+        return _Others(pos, neg, unc[0], weight_neg, valid if is_needed else None)
 
     def _groups(self, refined: Tensor, others: "_Others") -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """By feature the refined, the attracting and the repelling samples, each [class, sample, location, channel]."""

@@ -1,6 +1,7 @@
 """A run of `latentloom drift train`: its refiners, what they reached beside other methods, and its page."""
 
 import logging
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,21 +9,24 @@ from typing import Any
 
 import torch
 
-from latentloom.drifting.claims import claim_folder, identity
-from latentloom.drifting.config import DataConfig, DriftConfig, MaeConfig
+from latentloom.drifting.claims import claim_folder, identity, images_digest
+from latentloom.drifting.config import DriftConfig
 from latentloom.drifting.corruption import Keypatches
 from latentloom.drifting.data import ImageData, load_data
-from latentloom.drifting.encoders import FeatureEncoder, mae_encoder, resnet_encoder
+from latentloom.drifting.encoders import FeatureEncoder
 from latentloom.drifting.evaluate import Scores, aggregate, score_real
+from latentloom.drifting.frozen_encoder import encoder_digest, make_encoder, trains_encoder
 from latentloom.drifting.held_out import HeldOut
+from latentloom.drifting.idle_settings import idle_settings
 from latentloom.drifting.judge import train_judge
 from latentloom.drifting.processes import joined_processes, num_processes, wait_for_all
+from latentloom.drifting.randomness import step_generator
 from latentloom.drifting.refiner_files import Refiner, load_refiner, save_refiner
 from latentloom.drifting.report import DriftReport, compare, write_drift_report
 from latentloom.drifting.train import CURVE_NAME, STATE_NAME, effective_batch, saved_step, train_refiner
-from latentloom.errors import ConfigError
 from latentloom.runs import RunFolder, process_rank
 from latentloom.storage import write_json
+from latentloom.storage.atomic import disk_failures_said
 from latentloom.training import read_curve
 
 REFINER_NAME = "refiner.safetensors"
@@ -57,19 +61,20 @@ def run_drift(config: DriftConfig, out_dir: Path) -> Outcome | None:
     """
     with joined_processes(config.device) as device:
         data = load_data(config, device)
-        # what does not fit the data is refused before the folder is claimed
-        Keypatches(config, data.train.shape)
-        encoder = None if _trains_encoder(config) else make_encoder(config, data, out_dir / "features", device)
-        settings = config.model_dump(mode="json", exclude=CHANGEABLE)
+        _refuse_what_does_not_fit(config, data)
+        features = out_dir / "features"
+        encoder = None if trains_encoder(config) else make_encoder(config, data, features, device)
+        settings = config.model_dump(mode="json", exclude=CHANGEABLE) | {"feature_weights": encoder_digest(config)}
         claim_folder(out_dir, identity(settings, data, effective_batch(config)))
-        if _trains_encoder(config):
-            encoder = make_encoder(config, data, out_dir / "features", device)
-        if process_rank() != 0:
-            for seed, objective in trainings(config):
-                _train(data, encoder, config, seed, objective, out_dir, device, None)
-            return None
-        with RunFolder.at(out_dir, config, data=data.description, seeds=config.seeds) as run:
-            return _run(run, data, encoder, config, device)
+        with disk_failures_said(out_dir):
+            if trains_encoder(config):
+                encoder = make_encoder(config, data, features, device)
+            if process_rank() != 0:
+                for seed, objective in trainings(config):
+                    _train(data, encoder, config, seed, objective, out_dir, device, None)
+                return None
+            with RunFolder.at(out_dir, config, data=data.description, seeds=config.seeds) as run:
+                return _run(run, data, encoder, config, device)
 
 
 def trainings(config: DriftConfig) -> list[tuple[int, str]]:
@@ -78,37 +83,15 @@ def trainings(config: DriftConfig) -> list[tuple[int, str]]:
     return [(seed, objective) for seed in config.seeds for objective in (*objectives, config.objective)]
 
 
-def make_encoder(config: DriftConfig, data: ImageData, folder: Path, device: torch.device) -> FeatureEncoder | None:
-    """The frozen encoder of the settings; an autoencoder that is not given is trained in `folder` first.
+def _refuse_what_does_not_fit(config: DriftConfig, data: ImageData) -> None:
+    """Fill one image: what does not fit the data must not take a folder first.
 
-    None where nothing compares features.
+    Raises:
+        LatentLoomError: from whichever part the settings do not fit.
     """
-    if not _compares_features(config):
-        return None
-    channels = data.train.shape[0]
-    if config.encoder_kind == "resnet":
-        return resnet_encoder(config.feature_checkpoint, channels, seed=config.split_seed).to(device)
-    path = config.feature_checkpoint
-    if path is None:
-        from latentloom.drifting.train_mae import train_mae
-
-        of_data = {name: getattr(config, name) for name in DataConfig.model_fields}
-        path = train_mae(data, MaeConfig(**of_data, steps=config.feature_mae_steps, device=config.device), folder)
-    encoder = mae_encoder(path)
-    if encoder.channels != channels:
-        raise ConfigError(
-            f"feature_checkpoint = {str(path)!r} reads {encoder.channels} channels, and the images have {channels}; "
-            "give an autoencoder that was trained on such images"
-        )
-    return encoder.to(device)
-
-
-def _compares_features(config: DriftConfig) -> bool:
-    return config.objective == "drift" and config.feature_loss_weight > 0
-
-
-def _trains_encoder(config: DriftConfig) -> bool:
-    return _compares_features(config) and config.encoder_kind != "resnet" and config.feature_checkpoint is None
+    keypatches = Keypatches(config, data.train.shape)
+    image = keypatches.to_tokens(data.train.load(torch.zeros(1, dtype=torch.int64)))
+    keypatches.fill(image, keypatches.draw_holes(1, step_generator(0, 0, "trial")).to(image.device))
 
 
 def _run(
@@ -129,21 +112,15 @@ def _run(
         images.setdefault(name, refined)
         if judge is not None:
             scores.setdefault(name, []).append(held_out.score(refined))
-        curves[f"{name}, seed {seed}"] = read_curve(_folder(run.path, seed, objective) / CURVE_NAME)
+        curve = _folder(run.path, seed, objective) / CURVE_NAME
+        if curve.exists() and (lines := read_curve(curve)):  # a finished training may have lost its curve
+            curves[f"{name}, seed {seed}"] = lines
     _write_curves(run, curves)
-    real = score_real(judge, data.train, data.held_out) if judge is not None else None
-    # interpolation has no seeds: one score, with its interval over images
-    facts = {
-        "data": data.description,
-        "given patches": f"{held_out.keypatches.counts[-1]} of {held_out.keypatches.num_patches}",
-        "effective batch": effective_batch(config),
-        "processes": num_processes(),
-        "device": str(device),
-    } | {f"seconds, {name}": lines[-1]["seconds"] for name, lines in curves.items()}
+    real = score_real(judge, data.train, data.held_out, rows=held_out.rows) if judge is not None else None
     page = DriftReport(
         introduction=_introduction(config, held_out),
         settings=config.model_dump(mode="json"),
-        facts=facts,
+        facts=_facts(config, held_out, curves),
         methods=scores,
         real=real,
         baseline=METHODS["mse"] if METHODS["mse"] in scores else None,
@@ -179,13 +156,16 @@ def _train(
     is_finished = path.exists()
     wait_for_all()  # else a slower process would find what the first one writes
     if is_finished:
+        if process_rank() == 0:
+            (folder / STATE_NAME).unlink(missing_ok=True)  # of a run that was killed between the two
         return load_refiner(path, device)[0]
     config = config.model_copy(update={"objective": objective})
     folder.mkdir(parents=True, exist_ok=True)
     refiner = train_refiner(data, encoder, config, seed, folder, device, held_out.measure if held_out else None)
     if process_rank() == 0:
-        record = {"seed": seed, "data": data.description, "effective_batch": effective_batch(config)}
-        save_refiner(path, refiner, config, {**record, "processes": num_processes()})
+        record = {"seed": seed, "data": data.description, "images": images_digest(data)}
+        record |= {"effective_batch": effective_batch(config), "processes": num_processes()}
+        save_refiner(path, refiner, config, record)
         (folder / STATE_NAME).unlink()
     wait_for_all()
     return refiner
@@ -204,6 +184,7 @@ def _folder(out_dir: Path, seed: int, objective: str) -> Path:
 
 
 def _write_curves(run: RunFolder, curves: dict[str, list[dict[str, float]]]) -> None:
+    shutil.rmtree(run.path / "tensorboard", ignore_errors=True)  # an earlier sitting's, which these lines contain
     writer = run.tensorboard()
     for name, lines in curves.items():
         for line in lines:
@@ -213,9 +194,25 @@ def _write_curves(run: RunFolder, curves: dict[str, list[dict[str, float]]]) -> 
 
 
 def _last_measures(curves: dict[str, list[dict[str, float]]]) -> dict[str, float]:
+    if not curves:
+        return {}
     lines = list(curves.values())[-1]
     kinds = ("kernel/", "queue/", "separation/")
     return {key: value for key, value in lines[-1].items() if key.startswith(kinds)}
+
+
+def _facts(config: DriftConfig, held_out: HeldOut, curves: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    keypatches = held_out.keypatches
+    facts = {
+        "data": held_out.data.description,
+        "given patches": f"{keypatches.counts[-1]} of {keypatches.num_patches}",
+        "effective batch": effective_batch(config),
+        "processes": num_processes(),
+        "device": str(held_out.device),
+    }
+    if idle := idle_settings(config):
+        facts["settings without effect"] = "; ".join(idle)
+    return facts | {f"seconds, {name}": lines[-1]["seconds"] for name, lines in curves.items()}
 
 
 def _introduction(config: DriftConfig, held_out: HeldOut) -> str:

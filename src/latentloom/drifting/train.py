@@ -20,6 +20,7 @@ from latentloom.drifting.optimizers import make_drift_optimizers, rate_factor
 from latentloom.drifting.processes import num_processes
 from latentloom.drifting.refiner import ADAM_NAMES, PatchRefiner, RefinerShape
 from latentloom.drifting.refiner_files import Refiner
+from latentloom.errors import ConfigError
 from latentloom.keyframes import interpolation_errors
 from latentloom.runs import all_reduce_mean_, is_distributed, process_rank, track
 from latentloom.storage import read_header
@@ -56,6 +57,7 @@ def train_refiner(
 
     Raises:
         CheckpointError: the folder holds the state of another run.
+        ConfigError: the training diverged.
     """
     training = _Training(data, encoder, config, seed, device)
     state = folder / STATE_NAME
@@ -65,7 +67,7 @@ def train_refiner(
         started = time.monotonic()
         ends = step + 1 == config.steps
         logs, saves = step % config.log_every == 0 or ends, (step + 1) % config.save_every == 0 or ends
-        measures = training.step(step, logs)
+        measures = training.step(step, logs or saves)
         measures |= {"step_seconds": round(time.monotonic() - started, 4)}
         if curve is None:
             continue
@@ -124,6 +126,11 @@ class _Training:
             return {}
         mean = torch.stack(losses).mean()
         all_reduce_mean_([mean])
+        if not bool(mean.isfinite()):
+            raise ConfigError(
+                f"the loss is {float(mean)} at step {step}; what was saved before stays: start in another folder with "
+                f"lr below {config.lr:g}"
+            )
         rate = self.optimizers[0].param_groups[0]["lr"]
         return {"loss": float(mean), "gradient_norm": float(norm), "lr": rate, **statistics}
 

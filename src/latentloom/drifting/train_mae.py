@@ -31,6 +31,7 @@ from latentloom.drifting.optimizers import make_drift_optimizers, rate_factor
 from latentloom.drifting.processes import joined_processes, num_processes, wait_for_all
 from latentloom.drifting.randomness import step_generator
 from latentloom.runs import RunFolder, all_reduce_mean_, is_distributed, process_rank, track
+from latentloom.storage.atomic import disk_failures_said
 from latentloom.training import Curve, WeightAverage, load_state, save_state, set_learning_rate
 
 MAE_FILE = "mae.safetensors"
@@ -60,7 +61,7 @@ def run_train_mae(config: MaeConfig, out_dir: Path) -> Path | None:
         if process_rank() != 0:
             train_mae(data, config, out_dir)
             return None
-        with RunFolder.at(out_dir, config, data=data.description) as run:
+        with disk_failures_said(out_dir), RunFolder.at(out_dir, config, data=data.description) as run:
             weights = train_mae(data, config, out_dir, tensorboard_watch(run, effective_batch(config)))
             results = write_mae_report(data, config, weights, out_dir, effective_batch(config))
             run.finish(results)

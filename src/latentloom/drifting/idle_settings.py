@@ -1,0 +1,76 @@
+"""Settings that were given and do nothing beside the others."""
+
+from latentloom.drifting.config import DriftConfig, MaeConfig, OptimizationConfig
+
+
+def idle_settings(config: OptimizationConfig) -> list[str]:
+    """A line for each setting that was given and has no effect, so that none is ignored in silence."""
+    idle = _idle_data(config)
+    if isinstance(config, DriftConfig):
+        idle |= _idle_keypatches(config) | _idle_field(config) | _idle_features(config)
+    if isinstance(config, MaeConfig):
+        tail = "classify_share and classify_weight both above 0"
+        classifies = bool(config.classify_share and config.classify_weight)
+        idle |= dict.fromkeys(("classify_share", "classify_weight"), (classifies, tail))
+    lines = [
+        f"{name} has no effect without {needed}"
+        for name, (is_used, needed) in idle.items()
+        if name in config.model_fields_set and not is_used
+    ]
+    if config.warmup >= config.steps:
+        lines.append(f"warmup = {config.warmup} and the run has {config.steps} steps: the rate is never reached")
+    if isinstance(config, DriftConfig) and config.eval_alpha > _largest_alpha(config):
+        lines.append(f"eval_alpha = {config.eval_alpha:g} is more than the {_largest_alpha(config):g} of the training")
+    return lines
+
+
+def _idle_data(config: OptimizationConfig) -> dict[str, tuple[bool, str]]:
+    """By setting whether it is used, and what it needs."""
+    is_fake = config.dataset == "fake"
+    return {
+        "fake_classes": (is_fake, "dataset = fake"),
+        "fake_images": (is_fake, "dataset = fake"),
+        "muon_lr": (config.optimizer == "muon", "optimizer = muon"),
+    }
+
+
+def _idle_keypatches(config: DriftConfig) -> dict[str, tuple[bool, str]]:
+    is_harmonic = (config.interp_mode == "laplacian", "interp_mode = laplacian")
+    return {
+        **dict.fromkeys(("sigma_feature", "sigma_space", "lambda_reg"), is_harmonic),
+        "mask_schedule": (config.num_levels > 1, "num_levels above 1"),
+        "mse_baseline": (config.objective == "drift", "objective = drift"),
+    }
+
+
+def _idle_field(config: DriftConfig) -> dict[str, tuple[bool, str]]:
+    drifts = config.objective == "drift"
+    guides = drifts and config.drift_n_unc > 0 and config.n_gen_per_class > 1
+    guidance = (guides, "objective = drift, drift_n_unc above 0 and n_gen_per_class above 1")
+    density = (guides and not config.cfg_alpha_values, "guidance by a density, that is, without cfg_alpha_values")
+    names = ("temperatures", "drift_n_pos", "drift_n_neg", "drift_n_unc", "queue_pos", "vanilla_loss_weight")
+    return {
+        **dict.fromkeys(names, (drifts, "objective = drift")),
+        "queue_neg": (drifts and config.drift_n_neg > 0, "drift_n_neg above 0"),
+        "queue_unc": (drifts and config.drift_n_unc > 0, "drift_n_unc above 0"),
+        **dict.fromkeys(("cfg_alpha_values", "cfg_alpha_probs", "eval_alpha"), guidance),
+        **dict.fromkeys(("cfg_alpha_max", "cfg_alpha_power"), density),
+        "compile_drift": (drifts, "objective = drift"),
+        "compile_mode": (drifts and config.compile_drift, "compile_drift = 1"),
+    }
+
+
+def _idle_features(config: DriftConfig) -> dict[str, tuple[bool, str]]:
+    compares = config.objective == "drift" and config.feature_loss_weight > 0
+    features = (compares, "objective = drift and feature_loss_weight above 0")
+    names = ("feature_space", "feature_checkpoint", "feature_loss_weight")
+    names += ("feature_include_global_stats", "feature_include_local", "feature_include_patch_stats")
+    trains = compares and config.encoder_kind != "resnet" and config.feature_checkpoint is None
+    return {
+        **dict.fromkeys(names, features),
+        "feature_mae_steps": (trains, "an autoencoder that is trained here"),
+    }
+
+
+def _largest_alpha(config: DriftConfig) -> float:
+    return max(config.cfg_alpha_values, default=config.cfg_alpha_max)
