@@ -20,7 +20,7 @@ from latentloom.drifting.mae import LatentMae, MaeShape, save_mae
 from latentloom.drifting.refiner_files import load_refiner
 from latentloom.drifting.run import REFINER_NAME, Outcome, run_drift
 from latentloom.drifting.train import CURVE_NAME, STATE_NAME, saved_step, train_refiner
-from latentloom.errors import ConfigError, LatentLoomError
+from latentloom.errors import ConfigError, CorruptFileError, LatentLoomError
 from latentloom.runs import RunRecord, load_config, to_toml
 from latentloom.training import read_curve
 
@@ -148,6 +148,8 @@ def test_other_settings_in_the_same_folder_are_refused(run):
         ({"feature_loss_weight": 1.0, "feature_space": "resnet", "feature_checkpoint": "/nowhere"}, "/nowhere"),
         ({"input_space": "latent", "image_size": 20}, "image_size = 20"),
         ({"device": "cuda:99"}, "cuda:99"),
+        ({"idw_power": 1e9}, "power"),
+        ({"patch_size": 8}, "patch_size = 8 makes one patch"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, changes, said):
@@ -232,3 +234,32 @@ def test_a_killed_run_goes_on_to_the_very_same_end(tmp_path):
     assert record.status == "finished"
     assert record.throughput["images"] == pytest.approx((40 - done) * 6 / (record.seconds or 0), rel=0.01)
     same_weights(state.with_name(REFINER_NAME), trained_alone(config, 0, tmp_path / "whole"))
+
+
+def test_a_training_that_diverges_says_so_in_a_line_and_keeps_no_state(tmp_path):
+    with pytest.raises(ConfigError, match="the loss is nan at step"):
+        run_drift(settings(objective="mse", lr=1e30, grad_clip=0.0, steps=40, warmup=0), tmp_path / "run")
+    assert not (tmp_path / "run" / "seed0-mse" / REFINER_NAME).exists()
+
+
+def test_a_damaged_note_of_whose_the_folder_is_is_one_line(tmp_path):
+    finished(settings(), tmp_path / "run")
+    for text in ("{", "[1]", ""):
+        (tmp_path / "run" / "settings.json").write_text(text)
+        assert "is damaged" in refuses(settings(), tmp_path / "run", CorruptFileError)
+
+
+def test_a_finished_training_without_its_curve_is_scored_and_its_state_cleared(tmp_path):
+    outcome = finished(settings(), tmp_path / "run")
+    folder = tmp_path / "run" / "seed0-drift"
+    (folder / CURVE_NAME).unlink()
+    (folder / STATE_NAME).write_bytes(b"left by a run that was killed between its last two writes")
+    again = finished(settings(), tmp_path / "run")
+    assert again.results == outcome.results
+    assert not (folder / STATE_NAME).exists()
+    assert len(list((tmp_path / "run" / "tensorboard").glob("events*"))) == 1
+
+
+def test_real_images_are_as_many_as_the_refined_ones(tmp_path):
+    outcome = finished(settings(eval_images=6), tmp_path / "run")
+    assert {scores["num_images"] for scores in outcome.results.values() if isinstance(scores, dict)} == {6}
