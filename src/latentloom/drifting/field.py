@@ -128,20 +128,16 @@ def drifting_losses(
     by_width: dict[int, list[int]] = {}
     for number, feature in enumerate(gen):
         by_width.setdefault(feature.shape[-1], []).append(number)
-    losses: list[Tensor] = [gen[0]] * len(gen)
-    gradients = list(losses)
+    numbers = list(by_width.values())
     with torch.no_grad():
         stacks = []
-        for numbers in by_width.values():
-            samples = [[features[number] for number in numbers] for features in (gen, neg, pos)]
+        for own in numbers:
+            samples = [[features[number] for number in own] for features in (gen, neg, pos)]
             stacks.append(Problems(samples[0], samples[1], samples[2], weights, valid))
         fields, scales, _ = _fields(stacks, temperatures, reduce, kernel)
-        for numbers, stack, field, scale in zip(by_width.values(), stacks, fields, scales, strict=True):
-            parts = zip(numbers, stack.losses(field), stack.gradients(field, scale), strict=True)
-            for number, loss, gradient in parts:
-                losses[number], gradients[number] = loss, gradient.to(gen[number].dtype)
-        values = torch.stack(losses)
-    return _WithGradients.apply(values, *gen, *gradients)
+        losses = torch.cat([stack.losses(field) for stack, field in zip(stacks, fields, strict=True)])
+        order = torch.tensor([number for own in numbers for number in own], device=losses.device).argsort()
+    return _WithGradients.apply(losses[order], stacks, numbers, scales, *gen, *fields)
 
 
 def _fields(
@@ -177,21 +173,28 @@ def _fields(
 
 
 class _WithGradients(torch.autograd.Function):
-    """Losses [F, C] that are known together with their gradients by F tensors, [class, ...] each."""
+    """Losses [F, C] whose gradient by the generated samples is a multiple of their fields."""
 
     @staticmethod
-    def forward(ctx, losses: Tensor, *tensors: Tensor) -> Tensor:
-        ctx.save_for_backward(*tensors[len(losses) :])
-        return losses.clone()
+    def forward(
+        ctx, losses: Tensor, stacks: list[Problems], numbers: list[list[int]], scales: list[Tensor], *tensors: Tensor
+    ) -> Tensor:
+        ctx.stacks, ctx.numbers = stacks, numbers
+        ctx.dtypes = [gen.dtype for gen in tensors[: len(losses)]]
+        ctx.save_for_backward(*scales, *tensors[len(losses) :])
+        return losses
 
     @staticmethod
     def backward(ctx, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         (factors,) = outputs
-        gradients = [
-            gradient * factor.to(gradient.dtype).view(-1, 1, 1, 1)
-            for gradient, factor in zip(ctx.saved_tensors, factors, strict=True)
-        ]
-        return None, *gradients, *([None] * len(gradients))
+        scales, fields = ctx.saved_tensors[: len(ctx.stacks)], ctx.saved_tensors[len(ctx.stacks) :]
+        gradients: list[Tensor | None] = [None] * len(ctx.dtypes)
+        for stack, own, scale, field in zip(ctx.stacks, ctx.numbers, scales, fields, strict=True):
+            multiples = factors[own][stack.feature].mT * stack.descents(scale)
+            parts = (field * multiples[:, :, None, None]).split(stack.locations, dim=1)
+            for number, part in zip(own, parts, strict=True):
+                gradients[number] = part.transpose(1, 2).to(ctx.dtypes[number])
+        return None, None, None, None, *gradients, *([None] * len(fields))
 
 
 def _target_weights(

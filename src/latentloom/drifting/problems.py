@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -16,7 +17,7 @@ LEAST_FORCE_NORM = 1e-8
 SELF_DISTANCE = 100.0  # added to a sample's distance from itself, in mean distances
 #: Classes are taken in parts whose targets have about this size, so that they stay in the processor's cache while
 #: they are worked on; on an accelerator, parts only bound the memory.
-BYTES_AT_ONCE = {"cpu": 1 << 23, "cuda": 1 << 28}
+BYTES_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 28}
 
 
 class Problems:
@@ -55,6 +56,13 @@ class Problems:
         self.locations = [feature.shape[2] for feature in gen]
         numbers = [number for number, count in enumerate(self.locations) for _ in range(count)]
         self.feature = torch.tensor(numbers, device=self.device)
+        self._of_feature = F.one_hot(self.feature, len(gen)).to(self.dtype).mT  # adds locations up by feature
+        self._num_locations = torch.tensor(self.locations, dtype=self.dtype, device=self.device)
+        if valid is None:
+            self._num_rows = torch.full((self.num_classes,), self.num_gen, dtype=self.dtype, device=self.device)
+        else:
+            self._num_rows = valid[:, : self.num_gen].sum(1).to(self.dtype)
+        self._num_numbers = self._num_rows.clamp_min(1) * self.width
         per_class = len(numbers) * self.num_targets * self.width * self.dtype.itemsize
         step = max(1, BYTES_AT_ONCE[self.device.type] // per_class)
         self._parts = [slice(start, start + step) for start in range(0, self.num_classes, step)]
@@ -76,14 +84,12 @@ class Problems:
     def distance_sums(self, distances: Float[Tensor, "C L G T"]) -> Float[Tensor, "2 F"]:
         """Per feature the sums of weighted distances and of weights over all pairs that exist."""
         weights = distances.new_ones(self.num_classes, self.num_targets) if self.weights is None else self.weights
-        if self.valid is None:
-            columns = distances.sum(2)
-        else:
-            weights = weights * self.valid
-            columns = (distances * self.valid[:, None, : self.num_gen, None]).sum(2)
-        weighted = torch.einsum("clt,ct->l", columns, weights)
-        weight = (weights.sum(1) * self._num_rows()).sum()
-        return torch.stack([self._by_feature(weighted), self._by_feature(weight.expand(len(self.feature)))])
+        weights = weights if self.valid is None else weights * self.valid
+        rows = torch.bmm(distances.flatten(1, 2), weights.unsqueeze(2)).view(distances.shape[:3])
+        if self.valid is not None:
+            rows = rows * self.valid[:, None, : self.num_gen]
+        weight = (weights.sum(1) * self._num_rows).sum()
+        return torch.stack([self._of_feature @ rows.sum((0, 2)), self._num_locations * weight])
 
     def forces(
         self,
@@ -112,9 +118,9 @@ class Problems:
 
     def force_sums(self, forces: Float[Tensor, "C L R G S"], scales: Float[Tensor, "F"]) -> Float[Tensor, "_ F"]:
         """Per feature the sums of squared forces at each of R temperatures, and, in row R, of how many numbers."""
-        norms = torch.linalg.vector_norm(forces.flatten(3), dim=3) / self.sigmas(scales)[self.feature, None]
-        count = (self._num_rows().sum() * self.width).expand(len(self.feature))
-        return torch.stack([self._by_feature(column) for column in (*norms.square().sum(0).unbind(1), count)])
+        squares = torch.linalg.vector_norm(forces.flatten(3), dim=3).square_().sum(0)
+        sums = (self._of_feature @ squares) / self.sigmas(scales).square()[:, None]
+        return torch.cat([sums.mT, (self._num_locations * self._num_rows.sum() * self.width)[None]])
 
     def fields(
         self, forces: Float[Tensor, "C L R G S"], scales: Float[Tensor, "F"], norms: Float[Tensor, "R F"]
@@ -126,15 +132,13 @@ class Problems:
 
     def losses(self, fields: Float[Tensor, "C L G S"]) -> Float[Tensor, "F C"]:
         """The mean square of the field by feature and class; rows that do not exist are not counted."""
-        squares = torch.linalg.vector_norm(fields.flatten(2), dim=2).square_().mT
-        sums = squares.new_zeros(len(self.locations), self.num_classes).index_add_(0, self.feature, squares)
-        return sums / (sums.new_tensor(self.locations)[:, None] * self._num_rows().clamp_min(1) * self.width)
+        squares = torch.linalg.vector_norm(fields.flatten(2), dim=2).square_()
+        return (self._of_feature @ squares.mT) / (self._num_locations[:, None] * self._num_numbers)
 
-    def gradients(self, fields: Float[Tensor, "C L G S"], scales: Float[Tensor, "F"]) -> list[Float[Tensor, "C G _ S"]]:
-        """For every feature the derivative of its classes' losses by its generated samples; overwrites `fields`."""
-        factors = -2 / (self.sigmas(scales) * scales.new_tensor(self.locations) * self.width)
-        fields *= (factors[self.feature] / self._num_rows().clamp_min(1)[:, None])[:, :, None, None]
-        return [part.transpose(1, 2) for part in fields.split(self.locations, dim=1)]
+    def descents(self, scales: Float[Tensor, "F"]) -> Float[Tensor, "C L"]:
+        """What the field is multiplied by to be the derivative of a class's loss of a feature."""
+        factors = -2 / (self.sigmas(scales) * self._num_locations)
+        return factors[self.feature] / self._num_numbers[:, None]
 
     def sigmas(self, scales: Float[Tensor, "F"]) -> Float[Tensor, "F"]:
         """What the coordinates are divided by."""
@@ -155,26 +159,24 @@ class Problems:
             self._kept = place
 
     def _fill(self, place: Float[Tensor, "c L T S"], part: slice) -> None:
+        # far from the origin float32 has few digits left for differences, so a centre is taken off on the way
         slots = place.tensor_split([self.num_gen, self.num_repelling], dim=2)
-        for slot, features in zip(slots, self._samples, strict=True):
-            slot.copy_(torch.cat([feature[part] for feature in features], dim=2).transpose(1, 2))
-        # far from the origin float32 has few digits left for differences
-        if self.valid is None:
-            place -= slots[0].mean(2, keepdim=True)
-            return
-        valid = self.valid[part, None, :, None]
-        place.masked_fill_(~valid, 0)
-        place -= slots[0].sum(2, keepdim=True) / valid[:, :, : self.num_gen].sum(2, keepdim=True).clamp_min(1)
-        place.masked_fill_(~valid, 0)
+        by_feature = zip(*(slot.split(self.locations, dim=1) for slot in slots), strict=True)
+        valid = None if self.valid is None else self.valid[part, None, :, None]
+        for slot, samples in zip(by_feature, zip(*self._samples, strict=True), strict=True):
+            centre = self._centre(samples[0][part].transpose(1, 2), valid)
+            for target, source in zip(slot, samples, strict=True):
+                torch.sub(source[part].transpose(1, 2), centre, out=target)
+        if valid is not None:
+            place.masked_fill_(~valid, 0)
 
-    def _num_rows(self) -> Float[Tensor, "C"]:
-        """How many generated samples of each class exist."""
-        if self.valid is None:
-            return torch.full((self.num_classes,), self.num_gen, dtype=self.dtype, device=self.device)
-        return self.valid[:, : self.num_gen].sum(1).to(self.dtype)
-
-    def _by_feature(self, values: Float[Tensor, "L"]) -> Float[Tensor, "F"]:
-        return values.new_zeros(len(self.locations)).index_add_(0, self.feature, values)
+    def _centre(self, gen: Float[Tensor, "c l G S"], valid: Bool[Tensor, "c 1 T 1"] | None) -> Float[Tensor, "c l 1 S"]:
+        """The mean of the generated samples that exist."""
+        gen = gen.to(self.dtype)
+        if valid is None:
+            return gen.mean(2, keepdim=True)
+        rows = valid[:, :, : self.num_gen]
+        return gen.masked_fill(~rows, 0).sum(2, keepdim=True) / rows.sum(2, keepdim=True).clamp_min(1)
 
     def _new(self, *shape: int, num_classes: int | None = None) -> Tensor:
         count = self.num_classes if num_classes is None else num_classes
