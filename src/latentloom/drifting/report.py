@@ -15,7 +15,11 @@ from latentloom.runs import Report
 
 REAL = "real images"
 _PANELS = {
-    "": ("Training", "The loss, the learning rate and the like by step."),
+    "": (
+        "Training",
+        "The loss, the learning rate and the like by step. The drifting loss stays level, since forces are normalised; "
+        "progress shows in the evaluation.",
+    ),
     "eval": ("Evaluation", "Scores of held-out images by step, refined by the averaged weights."),
     "interp": ("Interpolation", "The error of the interpolation that the refiner starts from, by step."),
     "kernel": ("Kernel", "The kernel of the field by step; a colour per temperature where it has one."),
@@ -132,7 +136,7 @@ def _add_scores(report: Report, content: DriftReport) -> None:
             _with_interval(found.mse_missing),
         ]
         if content.baseline is not None:
-            ratio = kid_ratio(scores, content.methods[content.baseline])
+            ratio = None if name == REAL else kid_ratio(scores, content.methods[content.baseline])
             row.insert(3, None if ratio is None else f"{ratio:.2f}")
         rows.append(row)
     report.table(columns, rows)
