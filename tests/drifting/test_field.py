@@ -285,6 +285,16 @@ def test_half_precision_features_are_computed_in_float32_and_get_gradients_of_th
     assert gen.grad.dtype == torch.bfloat16
 
 
+def test_mixed_precision_around_the_field_changes_nothing():
+    gen, pos = draw(2, 4, 8, dtype=torch.float32).requires_grad_(), draw(2, 6, 8, seed=1, dtype=torch.float32)
+    plain = drifting_loss(gen, pos, temperatures=TEMPERATURES)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = drifting_loss(gen, pos, temperatures=TEMPERATURES)
+        drift = compute_drift(gen, pos, temperatures=TEMPERATURES)
+    assert torch.equal(plain, mixed)
+    assert torch.equal(drift.field, compute_drift(gen, pos, temperatures=TEMPERATURES).field)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

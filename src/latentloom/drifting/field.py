@@ -59,7 +59,7 @@ def compute_drift(
     neg = gen[:, :0] if neg is None else neg
     weights = _target_weights(gen, neg, pos, weight_gen, weight_neg, weight_pos)
     _check([gen], [neg], [pos], temperatures, valid)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(gen.device.type, enabled=False):
         problems = Problems([gen.unsqueeze(2)], [neg.unsqueeze(2)], [pos.unsqueeze(2)], weights, valid)
         (field,), (scales,), (norms,) = _fields([problems], temperatures)
     return Drift(field[:, 0], scales[0], norms[:, 0])
@@ -129,7 +129,8 @@ def drifting_losses(
     for number, feature in enumerate(gen):
         by_width.setdefault(feature.shape[-1], []).append(number)
     numbers = list(by_width.values())
-    with torch.no_grad():
+    # mixed precision would round the distances to nothing
+    with torch.no_grad(), torch.autocast(gen[0].device.type, enabled=False):
         stacks = []
         for own in numbers:
             samples = [[features[number] for number in own] for features in (gen, neg, pos)]
@@ -137,7 +138,9 @@ def drifting_losses(
         fields, scales, _ = _fields(stacks, temperatures, reduce, kernel)
         losses = torch.cat([stack.losses(field) for stack, field in zip(stacks, fields, strict=True)])
         order = torch.tensor([number for own in numbers for number in own], device=losses.device).argsort()
-    return _WithGradients.apply(losses[order], stacks, numbers, scales, *gen, *fields)
+        places = [(own, stack.feature, stack.locations) for own, stack in zip(numbers, stacks, strict=True)]
+        descents = [stack.descents(scale) for stack, scale in zip(stacks, scales, strict=True)]
+    return _WithGradients.apply(losses[order], places, *gen, *fields, *descents)
 
 
 def _fields(
@@ -176,25 +179,31 @@ class _WithGradients(torch.autograd.Function):
     """Losses [F, C] whose gradient by the generated samples is a multiple of their fields."""
 
     @staticmethod
-    def forward(
-        ctx, losses: Tensor, stacks: list[Problems], numbers: list[list[int]], scales: list[Tensor], *tensors: Tensor
-    ) -> Tensor:
-        ctx.stacks, ctx.numbers = stacks, numbers
+    def forward(ctx, losses: Tensor, places: list[tuple[list[int], Tensor, list[int]]], *tensors: Tensor) -> Tensor:
+        """Keep what `backward` needs.
+
+        Args:
+            losses: as returned.
+            places: of every stack the numbers of its features, the feature of each location, locations by feature.
+            tensors: the generated samples of every feature; then of every stack its field [C, L, G, S]; then of every
+                stack what the field is multiplied by [C, L].
+        """
+        ctx.places = places
         ctx.dtypes = [gen.dtype for gen in tensors[: len(losses)]]
-        ctx.save_for_backward(*scales, *tensors[len(losses) :])
+        ctx.save_for_backward(*tensors[len(losses) :])
         return losses
 
     @staticmethod
     def backward(ctx, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         (factors,) = outputs
-        scales, fields = ctx.saved_tensors[: len(ctx.stacks)], ctx.saved_tensors[len(ctx.stacks) :]
+        fields, descents = ctx.saved_tensors[: len(ctx.places)], ctx.saved_tensors[len(ctx.places) :]
         gradients: list[Tensor | None] = [None] * len(ctx.dtypes)
-        for stack, own, scale, field in zip(ctx.stacks, ctx.numbers, scales, fields, strict=True):
-            multiples = factors[own][stack.feature].mT * stack.descents(scale)
-            parts = (field * multiples[:, :, None, None]).split(stack.locations, dim=1)
+        for (own, feature, locations), field, descent in zip(ctx.places, fields, descents, strict=True):
+            multiples = factors[own][feature].mT * descent
+            parts = (field * multiples[:, :, None, None]).split(locations, dim=1)
             for number, part in zip(own, parts, strict=True):
                 gradients[number] = part.transpose(1, 2).to(ctx.dtypes[number])
-        return None, None, None, None, *gradients, *([None] * len(fields))
+        return None, None, *gradients, *([None] * (2 * len(fields)))
 
 
 def _target_weights(
