@@ -33,7 +33,8 @@ def train(
     outcome = run_drift(config, out_dir)
     if outcome is None:  # one of torchrun's other processes
         return
-    print_scores(outcome.results)
+    if outcome.scores:  # images of a single class have none
+        print_scores(outcome.results)
     typer.echo(f"{outcome.decision}\nreport: {out_dir / 'report.html'}")
     emit_json(json_file, {**outcome.results, "decision": outcome.decision, "out_dir": str(out_dir)})
 

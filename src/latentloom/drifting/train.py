@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -147,7 +148,7 @@ class _Training:
 
     def averaged(self) -> Refiner:
         """A refiner of the averaged weights, for use."""
-        network = PatchRefiner(self.refiner.shape).to(self.device)
+        network = deepcopy(self.refiner)
         self.average.copy_to(network)
         return Refiner(network.eval().requires_grad_(False), self.keypatches)
 
