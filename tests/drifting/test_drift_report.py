@@ -63,7 +63,9 @@ def test_the_table_shows_means_ranges_and_ratios(tmp_path: Path):
     ]
     assert rows["MSE refiner, 2 seeds"][2] == "1.00"
     assert rows["interpolation"][0] == "40 [39.9, 40.1]"
-    assert rows["real images"] == ["0.3 [0.2, 0.4]", "-0.04 [-0.14, 0.06]", "-0.03", "99.0 % [98.0, 100.0]", "\u2013"]
+    # no ratio: other images than the refined ones, so another estimate than the methods'
+    real = ["0.3 [0.2, 0.4]", "-0.04 [-0.14, 0.06]", "\u2013", "99.0 % [98.0, 100.0]", "\u2013"]
+    assert rows["real images"] == real
     assert rows["keep_anchors_fixed"] == ["no"]
     assert rows["seeds"] == ["0, 1"]
     assert rows["effective batch"] == ["64"]
