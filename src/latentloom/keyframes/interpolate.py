@@ -25,7 +25,8 @@ def interpolate_idw(
         ShapeError: the shapes do not fit together, or an image has no given patch.
         ConfigError: a power below 0, or so large that far patches would weigh nothing in float32.
 
-    Source: Shepard, "A two-dimensional interpolation function for irregularly-spaced data" (1968).
+    Source: "A two-dimensional interpolation function for irregularly-spaced data", Proceedings of the 23rd ACM national
+    conference, 1968.
     """
     check_patches(tokens, given, grid)
     dtype = torch.promote_types(tokens.dtype, torch.float32)
