@@ -44,6 +44,11 @@ class ClassBatch:
         return self.all_classes[self.part]
 
     @property
+    def all_image_classes(self) -> Int64[Tensor, "M"]:
+        """The class of each image of all processes, in their order."""
+        return self.all_classes.repeat_interleave(self.num_gen)
+
+    @property
     def image_classes(self) -> Int64[Tensor, "N"]:
         """The class of each image."""
         return self.classes.repeat_interleave(self.num_gen).to(self.images.device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, UInt8
@@ -88,7 +89,7 @@ class HeldOut:
         images = self.refined(refiner)
         measures = {"eval/mse_all": float((images - self.images).square().mean())}
         if self.judge is not None:
-            features, truth = self.judge.features(images), self.judge.features(self.images)
+            features, truth = self.judge.features(images), self._truth
             measures |= {
                 "eval/fd": frechet_distance(features, truth),
                 "eval/kid": kernel_distance(features, truth, paired=True),
@@ -106,6 +107,12 @@ class HeldOut:
         rows |= {name: self._pixels(images) for name, images in methods.items()}
         columns = [self.data.held_out.class_names[label] for label in self.labels[:IMAGES_SHOWN].tolist()]
         return image_grid(list(rows.values()), list(rows), columns)
+
+    @cached_property
+    def _truth(self) -> Float[Tensor, "N 64"]:
+        """The judge's features of the clean images, which every checkpoint is measured by."""
+        assert self.judge is not None
+        return self.judge.features(self.images)
 
     def _pixels(self, images: Tensor) -> Tensor:
         return self.data.to_pixels(images[:IMAGES_SHOWN]).cpu()

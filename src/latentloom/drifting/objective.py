@@ -90,7 +90,8 @@ class DriftObjective:
                 kernel=self._kernel,
             )
         # only now: a sample must not meet its own copy, which would hold it where it stands
-        self._push(self.negatives, batch, refined)
+        if self.config.drift_n_neg:
+            self.negatives.push(batch.all_image_classes, gathered(refined.detach()))
         weights = [self._weight(name) for name in groups]
         loss = (losses * losses.new_tensor(weights).unsqueeze(1)).sum(0).mean()
         return loss, self._measures(batch, others, groups) if measures and process_rank() == 0 else {}
@@ -103,9 +104,9 @@ class DriftObjective:
     def _draw(self, batch: ClassBatch) -> "_Others":
         """Push the batch's real images, then draw what its refined ones are held against."""
         config, part = self.config, batch.part
-        self._push(self.positives, batch, batch.images)
-        everything = gathered(batch.images)
-        self.unconditional.push(torch.zeros(len(everything), dtype=torch.int64), everything)
+        images = gathered(batch.images)
+        self.positives.push(batch.all_image_classes, images)
+        self.unconditional.push(torch.zeros(len(images), dtype=torch.int64), images)
         generator = step_generator(self.seed, batch.number, "banks")
         pos, has_pos = self.positives.sample(batch.all_classes, config.drift_n_pos, generator, part)
         neg, has_neg = self.negatives.sample(batch.all_classes, config.drift_n_neg, generator, part)
@@ -158,9 +159,6 @@ class DriftObjective:
         if config.vanilla_loss_weight:
             groups[VANILLA] = images.flatten(1).unsqueeze(1).float()
         return groups
-
-    def _push(self, bank: SampleQueue, batch: ClassBatch, images: Tensor) -> None:
-        bank.push(batch.all_classes.repeat_interleave(batch.num_gen), gathered(images.detach()))
 
     def _weight(self, name: str) -> float:
         return self.config.vanilla_loss_weight if name == VANILLA else self.config.feature_loss_weight
