@@ -23,12 +23,14 @@ PUBLIC = {
     ),
     "latentloom.finetune.cache": "CacheModels CacheReport CachedDataset cache_dataset",
     "latentloom.keyframes": (
-        "interpolate_harmonic interpolate_idw interpolation_errors level_counts nested_masks patchify unpatchify"
+        "add_frame_noise adjacent_targets frame_confidence frame_distance frame_levels interpolate_frames "
+        "interpolate_harmonic interpolate_idw interpolation_errors level_counts nested_frame_masks nested_masks "
+        "patchify replace_keyframes unpatchify"
     ),
     "latentloom.micro": "default_checkpoint",
     "latentloom.runs": (
-        "Config Report RunFolder RunRecord all_reduce_mean_ choose_device find_run is_distributed launch_processes "
-        "list_runs load_config process_rank seed_everything to_toml track"
+        "Config Report RunFolder RunRecord TrainingFacts all_reduce_mean_ choose_device find_run is_distributed "
+        "launch_processes list_runs load_config process_rank seed_everything to_toml track"
     ),
     "latentloom.steering": (
         "ActivationsPayload BlockActivations ControlVector DirectionPayload Operation Plan PlanePayload "

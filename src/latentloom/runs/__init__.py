@@ -8,6 +8,7 @@ __all__ = [
     "Report",
     "RunFolder",
     "RunRecord",
+    "TrainingFacts",
     "all_reduce_mean_",
     "choose_device",
     "find_run",
@@ -26,12 +27,13 @@ _MODULES = {
     "Report": "report",
     "RunFolder": "folder",
     "RunRecord": "record",
+    "TrainingFacts": "experiment",
     "all_reduce_mean_": "processes",
     "choose_device": "processes",
-    "find_run": "record",
+    "find_run": "catalog",
     "is_distributed": "processes",
     "launch_processes": "processes",
-    "list_runs": "record",
+    "list_runs": "catalog",
     "load_config": "config",
     "process_rank": "processes",
     "seed_everything": "processes",
@@ -40,7 +42,9 @@ _MODULES = {
 }
 
 if TYPE_CHECKING:
+    from latentloom.runs.catalog import find_run, list_runs
     from latentloom.runs.config import Config, load_config, to_toml
+    from latentloom.runs.experiment import TrainingFacts
     from latentloom.runs.folder import RunFolder
     from latentloom.runs.processes import (
         all_reduce_mean_,
@@ -51,7 +55,7 @@ if TYPE_CHECKING:
         seed_everything,
     )
     from latentloom.runs.progress import track
-    from latentloom.runs.record import RunRecord, find_run, list_runs
+    from latentloom.runs.record import RunRecord
     from latentloom.runs.report import Report
 else:  # records are read without torch, which takes seconds to import
 

@@ -1,5 +1,6 @@
 """A folder per run: settings, record, checkpoints, curves."""
 
+import logging
 import re
 import shlex
 import sys
@@ -16,11 +17,14 @@ from pydantic import ValidationError
 from latentloom.errors import ConfigError, FileError
 from latentloom.runs import environment
 from latentloom.runs.config import Config, to_toml
-from latentloom.runs.record import RunRecord
+from latentloom.runs.experiment import Trainings, complete_trainings
+from latentloom.runs.record import RECORD_NAME, Decision, RunRecord
 from latentloom.storage import write_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
@@ -43,6 +47,7 @@ class RunFolder:
         self.record = record
         self._started = time.monotonic()
         self._counts: Counter[str] = Counter()
+        self._stated: dict[str, float] = {}
         self._writer: SummaryWriter | None = None
 
     @classmethod
@@ -55,6 +60,7 @@ class RunFolder:
         command: str | None = None,
         seeds: int | Sequence[int] | None = None,
         data: str | Path | None = None,
+        trainings: Trainings | None = None,
     ) -> "RunFolder":
         """Make `root/<date>-<time>-<name>` with config.toml and record.json; no two runs ever share one.
 
@@ -65,6 +71,7 @@ class RunFolder:
             command: the command line; this process's own when None.
             seeds: what randomness starts from; the setting `seed` or `seeds` when None.
             data: which data, in words; the setting `data` when None.
+            trainings: the facts of each thing that is trained, by name; None for a run that trains nothing.
 
         Raises:
             ConfigError: a name with other characters, or a header that is not complete: the run must not start.
@@ -75,7 +82,7 @@ class RunFolder:
                 f"run name {name!r}; begin with a letter or digit, use letters, digits, '.', '-', '_', at most 80"
             )
         now = datetime.now().astimezone()
-        record = _new_record(f"{now:%Y%m%d-%H%M%S}-{name}", now, config, command, seeds, data)
+        record = _new_record(f"{now:%Y%m%d-%H%M%S}-{name}", now, config, command, seeds, data, trainings)
         path = _new_folder(Path(root), record.id)
         return cls._begin(path, record.model_copy(update={"id": path.name}), config)
 
@@ -88,20 +95,23 @@ class RunFolder:
         command: str | None = None,
         seeds: int | Sequence[int] | None = None,
         data: str | Path | None = None,
+        trainings: Trainings | None = None,
     ) -> "RunFolder":
         """Run in a folder that the user named, whose name is the run's id; an earlier run's record is replaced.
 
         Args:
             path: the folder, made where it does not exist.
-            config, command, seeds, data: as in `create`.
+            config, command, seeds, data, trainings: as in `create`.
 
         Raises:
             ConfigError: a header that is not complete: the run must not start.
             FileError: the folder cannot be written to.
         """
         path = Path(path)
-        record = _new_record(path.resolve().name, datetime.now().astimezone(), config, command, seeds, data)
-        return cls._begin(path, record, config)
+        now = datetime.now().astimezone()
+        record = _new_record(path.resolve().name, now, config, command, seeds, data, trainings)
+        kept = _decisions_at(path)
+        return cls._begin(path, record.model_copy(update={"earlier_decisions": kept}), config)
 
     @classmethod
     def _begin(cls, path: Path, record: RunRecord, config: Config | Mapping[str, Any]) -> "RunFolder":
@@ -128,6 +138,10 @@ class RunFolder:
         """Add items to this run's throughput, which the record states in units per second."""
         self._counts[unit] += num_items
 
+    def state_throughput(self, per_second: float, unit: str) -> None:
+        """State a throughput that the work itself measured, in place of what was counted of this unit."""
+        self._stated[unit] = per_second
+
     def finish(self, results: Mapping[str, Any], decision: str | None = None) -> RunRecord:
         """Close the run and complete its record.
 
@@ -148,13 +162,15 @@ class RunFolder:
             self._writer.close()
             self._writer = None
         seconds = time.monotonic() - self._started
+        counted = {unit: number / max(seconds, 1e-9) for unit, number in self._counts.items()}
         closing = {
             "status": status,
             "seconds": round(seconds, 3),
             "peak_memory_mb": round(environment.peak_memory_mb(), 1),
             "peak_device_memory_mb": environment.peak_device_memory_mb(),
-            "throughput": {unit: number / max(seconds, 1e-9) for unit, number in self._counts.items()},
+            "throughput": counted | self._stated,
             "results": results,
+            "artifacts": _artifacts(self.path),
             "decision": decision,
         }
         self.record = self.record.model_copy(update=closing)
@@ -183,6 +199,7 @@ def _new_record(
     command: str | None,
     seeds: int | Sequence[int] | None,
     data: str | Path | None,
+    trainings: Trainings | None,
 ) -> RunRecord:
     settings = config.model_dump() if isinstance(config, Config) else config
     seeds = seeds if seeds is not None else settings.get("seeds", settings.get("seed"))
@@ -199,17 +216,40 @@ def _new_record(
         "device": environment.device_description(),
         "versions": environment.package_versions(),
     }
-    return _checked(header)
+    return _checked(header, trainings)
 
 
-def _checked(header: dict[str, Any]) -> RunRecord:
+def _checked(header: dict[str, Any], trainings: Trainings | None) -> RunRecord:
+    complete = {} if trainings is None else complete_trainings(trainings)
     try:
-        return RunRecord.model_validate(header)
+        return RunRecord.model_validate({**header, "trainings": complete})
     except ValidationError as error:
         missing = ", ".join(dict.fromkeys(str(problem["loc"][0]) for problem in error.errors()))
         raise ConfigError(
             f"the run's record lacks {missing}; state seeds=[...] and data='which data', or give them as settings"
         ) from error
+
+
+def _decisions_at(path: Path) -> list[Decision | str]:
+    """What people decided about the run that this folder held before; its own words are said anew."""
+    if not (path / RECORD_NAME).is_file():
+        return []
+    try:
+        before = RunRecord.read(path)
+    except FileError as error:  # it is about to be replaced, and nothing can be taken from it
+        logger.warning("no decisions are taken over: %s", error)
+        return []
+    latest = [before.decision] if isinstance(before.decision, Decision) else []
+    return [*before.earlier_decisions, *latest]
+
+
+def _artifacts(folder: Path) -> list[str]:
+    """Curves, pages and measures at the top of a run's folder."""
+    if not folder.is_dir():
+        return []
+    suffixes = {".html", ".json", ".jsonl"}
+    files = [path.name for path in folder.iterdir() if path.suffix in suffixes and path.name != RECORD_NAME]
+    return sorted(files + [name for name in ("tensorboard",) if (folder / name).is_dir()])
 
 
 def _new_folder(root: Path, run_id: str) -> Path:
