@@ -7,7 +7,7 @@ import torch
 from latentloom.drifting.config import DriftConfig
 from latentloom.drifting.data import load_data
 from latentloom.drifting.frozen_encoder import make_encoder
-from latentloom.drifting.train import train_refiner
+from latentloom.drifting.train_images import train_refiner
 
 
 def train(rank: int, settings: dict[str, object], folder: str) -> None:

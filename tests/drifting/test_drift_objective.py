@@ -10,6 +10,7 @@ from latentloom.drifting.corruption import Holes
 from latentloom.drifting.encoders import FeatureEncoder
 from latentloom.drifting.features import feature_groups
 from latentloom.drifting.field import compute_drift, drifting_loss
+from latentloom.drifting.image_features import ImageFeatures
 from latentloom.drifting.objective import DriftObjective
 
 CPU = torch.device("cpu")
@@ -40,7 +41,7 @@ class TwoMaps(nn.Module):
 
 def objective(encoder=None, **changes):
     config = DriftConfig.model_validate({**SMALL, **changes})
-    return DriftObjective(config, encoder, SHAPE, NUM_CLASSES, seed=0, device=CPU)
+    return DriftObjective(config, ImageFeatures(config, encoder), SHAPE, NUM_CLASSES, seed=0, device=CPU)
 
 
 def some_images(seed, num=2 * NUM_GEN):
@@ -50,7 +51,8 @@ def some_images(seed, num=2 * NUM_GEN):
 def batch(number, classes=(2, 0), images=None, alpha=ALPHA):
     images = some_images(number) if images is None else images
     holes = Holes(torch.ones(len(images), 1, dtype=torch.bool), torch.zeros(len(images), dtype=torch.int64), None)
-    return ClassBatch(number, torch.tensor(classes), slice(0, len(classes)), images, holes, alpha, NUM_GEN)
+    rows = torch.arange(len(images))
+    return ClassBatch(number, torch.tensor(classes), slice(0, len(classes)), rows, images, holes, alpha, NUM_GEN)
 
 
 def refined_images(seed):
@@ -76,7 +78,7 @@ def test_the_first_batch_is_attracted_by_its_own_real_images_and_not_repelled_by
     loss, measures = objective()(first, refined)
     (gradient,) = torch.autograd.grad(loss, refined)
     twin = refined.detach().clone().requires_grad_()
-    expected = expected_loss(by_class(twin), by_class(first.images), None, first.images)
+    expected = expected_loss(by_class(twin), by_class(first.clean), None, first.clean)
     (wanted,) = torch.autograd.grad(expected, twin)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert torch.allclose(gradient, wanted, atol=1e-6)
@@ -90,9 +92,9 @@ def test_refined_images_enter_the_bank_only_after_the_draw():
     earlier, refined = refined_images(0), refined_images(1)
     instance(first, earlier)
     loss, _ = instance(second, refined)
-    unc = second.images
-    right = expected_loss(by_class(refined), by_class(second.images), by_class(earlier), unc)
-    swapped = expected_loss(by_class(refined), by_class(second.images), by_class(refined), unc)
+    unc = second.clean
+    right = expected_loss(by_class(refined), by_class(second.clean), by_class(earlier), unc)
+    swapped = expected_loss(by_class(refined), by_class(second.clean), by_class(refined), unc)
     assert loss.item() == pytest.approx(right.item(), rel=1e-5)
     assert swapped.item() != pytest.approx(right.item(), rel=1e-2)
 
@@ -146,7 +148,7 @@ def test_alpha_sets_how_strongly_the_unconditional_images_repel():
         first, refined = batch(0, alpha=alpha), refined_images(0)
         loss, _ = objective()(first, refined)
         twin = refined.detach().clone().requires_grad_()
-        expected = expected_loss(by_class(twin), by_class(first.images), None, first.images, alpha)
+        expected = expected_loss(by_class(twin), by_class(first.clean), None, first.clean, alpha)
         (gradient,), (wanted,) = torch.autograd.grad(loss, refined), torch.autograd.grad(expected, twin)
         assert torch.allclose(gradient, wanted, atol=1e-6)
         gradients.append(by_class(gradient))
@@ -178,7 +180,7 @@ def test_features_add_up_and_each_is_the_mean_over_its_locations():
     settings = {"feature_loss_weight": 1.0, "vanilla_loss_weight": 0.0, "feature_include_local": True}
     loss, _ = objective(encoder, **settings, drift_n_unc=0)(first, refined)
     flags = {"global_stats": True, "local": True, "patch_stats": True}
-    gen, pos = (feature_groups(encoder(images), **flags) for images in (refined, first.images))
+    gen, pos = (feature_groups(encoder(images), **flags) for images in (refined, first.clean))
     expected = 0.0
     for name in gen:
         # a location is a problem of its own within the call: [class, location] first
@@ -216,7 +218,7 @@ def test_the_same_seed_and_number_draw_the_same_from_larger_banks():
     losses = []
     for seed in (0, 0, 1):
         config = DriftConfig.model_validate({**SMALL, **settings})
-        instance = DriftObjective(config, None, SHAPE, NUM_CLASSES, seed, CPU)
+        instance = DriftObjective(config, ImageFeatures(config, None), SHAPE, NUM_CLASSES, seed, CPU)
         losses.append([instance(batch(number), refined_images(number))[0].item() for number in range(4)])
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]

@@ -13,7 +13,8 @@ from latentloom.drifting.frozen_encoder import make_encoder
 from latentloom.drifting.mae import LatentMae, MaeShape, save_mae
 from latentloom.drifting.optimizers import make_drift_optimizers
 from latentloom.drifting.refiner import ADAM_NAMES, PatchRefiner, RefinerShape
-from latentloom.drifting.train import CURVE_NAME, STATE_NAME, effective_batch, train_refiner
+from latentloom.drifting.train import CURVE_NAME, STATE_NAME, effective_batch
+from latentloom.drifting.train_images import train_refiner
 from latentloom.errors import CheckpointError
 from latentloom.runs import launch_processes
 from latentloom.training import read_curve

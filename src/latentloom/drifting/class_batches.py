@@ -1,40 +1,60 @@
-"""What a step refines: images of a few classes with holes in them, the same whatever the number of processes."""
+"""What a step refines: samples of a few classes with holes in them, the same whatever the number of processes."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from latentloom.drifting.config import DriftConfig
-from latentloom.drifting.corruption import Holes, Keypatches
+from latentloom.drifting.config import FieldConfig
 from latentloom.drifting.guidance import draw_alpha
-from latentloom.drifting.images import Images
 from latentloom.drifting.processes import num_processes
 from latentloom.drifting.randomness import step_generator
 from latentloom.drifting.sampler import ClassSampler
 from latentloom.runs import process_rank
 
 
+class Refinable(ABC):
+    """Labelled samples that can be loaded and have holes made in them.
+
+    Attributes:
+        labels: the class of every sample.
+    """
+
+    labels: Int64[Tensor, "N"]
+
+    @abstractmethod
+    def load(self, rows: Int64[Tensor, "B"]) -> Tensor:
+        """The samples of these numbers, on the device of the training."""
+
+    @abstractmethod
+    def draw_holes(self, num: int, generator: torch.Generator) -> Any:
+        """Holes for `num` samples, on the CPU; a slice of them and `to(device)` are holes again."""
+
+
 @dataclass(frozen=True, eq=False)
 class ClassBatch:
-    """One process's part of a batch: G images of each of its C classes.
+    """One process's part of a batch: G samples of each of its C classes.
 
     Attributes:
         number: of the batch, counted from 0; what is drawn for it follows from the seed and this.
         all_classes: the classes of all processes.
         part: which of them are this process's.
-        images: clean images, class by class.
-        holes: which patches of them are given.
+        rows: the samples' numbers in the training set, class by class.
+        clean: the samples, with nothing missing.
+        holes: what is missing of them, of the type that their `Refinable` draws.
         alpha: guidance strength of this process's classes.
-        num_gen: images per class, G.
+        num_gen: samples per class, G.
     """
 
     number: int
     all_classes: Int64[Tensor, "A"]
     part: slice
-    images: Float[Tensor, "N _ _ _"]
-    holes: Holes
+    rows: Int64[Tensor, "N"]
+    clean: Float[Tensor, "N *shape"]
+    holes: Any
     alpha: Float[Tensor, "C"]
     num_gen: int
 
@@ -44,49 +64,45 @@ class ClassBatch:
         return self.all_classes[self.part]
 
     @property
-    def all_image_classes(self) -> Int64[Tensor, "M"]:
-        """The class of each image of all processes, in their order."""
+    def all_sample_classes(self) -> Int64[Tensor, "M"]:
+        """The class of each sample of all processes, in their order."""
         return self.all_classes.repeat_interleave(self.num_gen)
 
     @property
-    def image_classes(self) -> Int64[Tensor, "N"]:
-        """The class of each image."""
-        return self.classes.repeat_interleave(self.num_gen).to(self.images.device)
+    def sample_classes(self) -> Int64[Tensor, "N"]:
+        """The class of each sample."""
+        return self.classes.repeat_interleave(self.num_gen).to(self.clean.device)
 
     @property
-    def image_alpha(self) -> Float[Tensor, "N"]:
-        """The guidance strength of each image."""
-        return self.alpha.repeat_interleave(self.num_gen).to(self.images.device)
+    def sample_alpha(self) -> Float[Tensor, "N"]:
+        """The guidance strength of each sample."""
+        return self.alpha.repeat_interleave(self.num_gen).to(self.clean.device)
 
 
 class ClassBatches:
     """Deals batches; every process plans those of all and loads its own part.
 
     Args:
-        images: to train on.
-        keypatches: makes the holes.
+        samples: to train on.
         config: counts and guidance.
         seed: of all draws.
-        device: where the images go.
+        device: where the holes go.
     """
 
-    def __init__(
-        self, images: Images, keypatches: Keypatches, config: DriftConfig, seed: int, device: torch.device
-    ) -> None:
-        self.images = images
-        self.keypatches = keypatches
+    def __init__(self, samples: Refinable, config: FieldConfig, seed: int, device: torch.device) -> None:
+        self.samples = samples
         self.config = config
         self.seed = seed
         self.device = device
-        self.sampler = ClassSampler(images.labels, seed)
+        self.sampler = ClassSampler(samples.labels, seed)
 
     def next(self, number: int) -> ClassBatch:
         """The batch of that number; batches are taken in their order, since the sampler goes on with each."""
-        config = self.config
+        config, num_gen = self.config, self.config.n_gen_per_class
         generator = step_generator(self.seed, number, "batch")
         all_classes = self.sampler.next_classes(config.n_classes_step * num_processes())
-        rows = self.sampler.next_indices(all_classes, config.n_gen_per_class)
-        holes = self.keypatches.draw_holes(rows.numel(), generator)
+        rows = self.sampler.next_indices(all_classes, num_gen)
+        holes = self.samples.draw_holes(rows.numel(), generator)
         alpha = draw_alpha(
             len(all_classes),
             generator,
@@ -96,8 +112,8 @@ class ClassBatches:
             power=config.cfg_alpha_power,
         )
         part = slice(process_rank() * config.n_classes_step, (process_rank() + 1) * config.n_classes_step)
-        own = slice(part.start * config.n_gen_per_class, part.stop * config.n_gen_per_class)
-        images = self.images.load(rows[part].flatten())
+        own = slice(part.start * num_gen, part.stop * num_gen)
+        own_rows, own_holes = rows[part].flatten(), holes[own].to(self.device)
         return ClassBatch(
-            number, all_classes, part, images, holes[own].to(self.device), alpha[part], config.n_gen_per_class
+            number, all_classes, part, own_rows, self.samples.load(own_rows), own_holes, alpha[part], num_gen
         )

@@ -1,4 +1,4 @@
-"""Settings of the two trainings, by the names of the document's options; a field's description is its option's help."""
+"""Settings of trainings on images, by the document's option names; a field's description is its option's help."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,7 +15,9 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Strength = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
-DatasetName = Literal["digits", "fake", "imagefolder", "latents"]
+DatasetName = Literal["digits", "fake", "imagefolder", "latents", "shards"]
+#: Data sets that lie somewhere, and have to be told where.
+_STORED = ("imagefolder", "latents", "shards")
 InputSpace = Literal["pixel", "latent"]
 
 
@@ -23,10 +25,11 @@ class DataConfig(Config):
     """Which images, and whether a model sees their pixels or their latents."""
 
     dataset: DatasetName = Field(
-        default="digits", description="Digits of scikit-learn, drawn shapes, class folders, or latents."
+        default="digits",
+        description="Digits of scikit-learn, drawn shapes, class folders, latents, or clips in shards.",
     )
     data_root: Path | None = Field(
-        default=None, description="Folder of the imagefolder, or safetensors file of the latents."
+        default=None, description="Folder of the imagefolder or of the shards, or safetensors file of the latents."
     )
     image_size: Count | None = Field(
         default=None, description="Height and width in pixels; 8 for digits, otherwise 64."
@@ -51,9 +54,9 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _has_its_data(self) -> "DataConfig":
-        if self.dataset in ("imagefolder", "latents") and self.data_root is None:
+        if self.dataset in _STORED and self.data_root is None:
             raise ValueError(f"dataset = {self.dataset!r} needs data_root")
-        if self.dataset not in ("imagefolder", "latents") and self.data_root is not None:
+        if self.dataset not in _STORED and self.data_root is not None:
             raise ValueError(f"data_root has no effect with dataset = {self.dataset!r}; leave it out")
         if self.dataset == "latents" and self.input_space == "pixel":
             raise ValueError("dataset = 'latents' holds latents; set input_space = 'latent'")
@@ -67,7 +70,7 @@ class DataConfig(Config):
         return self.image_size or (8 if self.dataset == "digits" else 64)
 
 
-class OptimizationConfig(DataConfig):
+class OptimizationConfig(Config):
     """How weights move, and what a run keeps."""
 
     steps: Count = Field(default=1200, description="Optimizer steps.")
@@ -90,49 +93,14 @@ class OptimizationConfig(DataConfig):
     device: str | None = Field(default=None, description="cpu, cuda or cuda:N; the accelerator if there is one.")
 
 
-class MaeConfig(OptimizationConfig):
-    """Settings of `latentloom drift train-mae`."""
-
-    seed: Seed = Field(default=0, description="Of weights, order and masks.")
-    steps: Count = Field(default=1000, description="Optimizer steps.")
-    batch_size: Count = Field(default=128, description="Images per batch and process.")
-    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.5, description="Share of patches that are hidden."
-    )
-    mask_patch: Count = Field(default=2, description="Side of a hidden patch, in cells of the input.")
-    width: Count = Field(default=32, description="Channels of the first stage; each further stage has twice as many.")
-    stages: Annotated[int, Field(ge=1, le=8)] = Field(
-        default=3, description="Stages of the encoder, each at half the resolution of the one before."
-    )
-    blocks: Count = Field(default=2, description="Residual blocks per stage.")
-    classify_share: Share = Field(default=0.0, description="Last share of the steps in which labels are learned too.")
-    classify_weight: NotNegative = Field(default=0.1, description="Weight of the classification loss in that tail.")
-
-
-class DriftConfig(OptimizationConfig):
-    """Settings of `latentloom drift train`."""
+class FieldConfig(OptimizationConfig):
+    """What is drifted towards what, and in which features."""
 
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1, description="One training for each.")
     objective: Literal["drift", "mse"] = Field(
-        default="drift", description="Drifting, or regression to the clean image."
+        default="drift", description="Drifting, or regression to the clean sample."
     )
     mse_baseline: bool = Field(default=False, description="Train an MSE refiner for as many steps, to compare with.")
-
-    patch_size: Count | None = Field(
-        default=None, description="Side of a patch in cells of the input; 2 for digits, else 4."
-    )
-    num_levels: Count = Field(default=1, description="Corruption levels; training draws one for each image.")
-    min_key_patches: Count | None = Field(
-        default=None, description="Given patches at the last level; a quarter of all."
-    )
-    mask_schedule: Literal["geom", "linear", "doubling"] = Field(default="geom", description="Given patches by level.")
-    interp_mode: Literal["idw", "laplacian"] = Field(default="laplacian", description="How missing patches are filled.")
-    idw_power: Positive = Field(default=2.0, description="Of inverse-distance weights.")
-    sigma_feature: Positive = Field(default=1.0, description="Feature distance at which an edge of the graph weakens.")
-    sigma_space: Positive = Field(default=1.0, description="The same for the distance in patches.")
-    lambda_reg: NotNegative = Field(default=1e-4, description="How strongly the solution is held to its IDW start.")
-    noise_std: NotNegative = Field(default=0.0, description="Of Gaussian noise on missing patches.")
-    keep_anchors_fixed: bool = Field(default=False, description="Put given patches back into the refined image.")
 
     width: Count = Field(default=96, description="Channels of the refiner.")
     depth: Count = Field(default=3, description="Transformer blocks of the refiner.")
@@ -155,14 +123,8 @@ class DriftConfig(OptimizationConfig):
     cfg_alpha_probs: tuple[float, ...] = Field(default=(), description="Their probabilities; none: equal.")
     cfg_alpha_max: Strength = Field(default=4.0, description="End of the density's range, from 1.")
     cfg_alpha_power: NotNegative = Field(default=3.0, description="The density is alpha to the minus this power.")
-    eval_images: Count = Field(
-        default=2048, description="Held-out images that evaluation takes at most, evenly of all classes."
-    )
     eval_alpha: Strength = Field(default=1.0, description="Guidance strength of evaluation and samples.")
 
-    feature_space: Literal["resnet", "latent_mae", "mae"] | None = Field(
-        default=None, description="Frozen feature encoder; mae for digits, latent_mae for latents, otherwise resnet."
-    )
     feature_checkpoint: Path | None = Field(
         default=None,
         description="A ResNet's folder (none: random weights), or what train-mae wrote (none: trained here).",
@@ -181,7 +143,7 @@ class DriftConfig(OptimizationConfig):
     )
 
     @model_validator(mode="after")
-    def _is_consistent(self) -> "DriftConfig":
+    def _is_consistent(self) -> "FieldConfig":
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {','.join(map(str, self.seeds))} names a seed twice; give each once")
         values, probabilities = self.cfg_alpha_values, self.cfg_alpha_probs
@@ -200,11 +162,64 @@ class DriftConfig(OptimizationConfig):
                 )
         if self.objective == "drift" and not (self.feature_loss_weight or self.vanilla_loss_weight):
             raise ValueError("feature_loss_weight and vanilla_loss_weight are both 0; nothing would be learned")
-        features = ("feature_include_global_stats", "feature_include_local", "feature_include_patch_stats")
+        features = [name for name in type(self).model_fields if name.startswith("feature_include_")]
         if self.objective == "drift" and self.feature_loss_weight and not any(getattr(self, name) for name in features):
             raise ValueError(f"{', '.join(features)} are all 0; set one, or feature_loss_weight = 0")
         if self.feature_checkpoint is not None and not self.feature_loss_weight:
             raise ValueError("feature_checkpoint has no effect with feature_loss_weight = 0; leave it out")
+        return self
+
+
+class MaeConfig(OptimizationConfig, DataConfig):
+    """Settings of `latentloom drift train-mae`."""
+
+    seed: Seed = Field(default=0, description="Of weights, order and masks.")
+    steps: Count = Field(default=1000, description="Optimizer steps.")
+    batch_size: Count = Field(default=128, description="Images per batch and process.")
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.5, description="Share of patches that are hidden."
+    )
+    mask_patch: Count = Field(default=2, description="Side of a hidden patch, in cells of the input.")
+    width: Count = Field(default=32, description="Channels of the first stage; each further stage has twice as many.")
+    stages: Annotated[int, Field(ge=1, le=8)] = Field(
+        default=3, description="Stages of the encoder, each at half the resolution of the one before."
+    )
+    blocks: Count = Field(default=2, description="Residual blocks per stage.")
+    classify_share: Share = Field(default=0.0, description="Last share of the steps in which labels are learned too.")
+    classify_weight: NotNegative = Field(default=0.1, description="Weight of the classification loss in that tail.")
+
+
+class DriftConfig(FieldConfig, DataConfig):
+    """Settings of `latentloom drift train`."""
+
+    patch_size: Count | None = Field(
+        default=None, description="Side of a patch in cells of the input; 2 for digits, else 4."
+    )
+    num_levels: Count = Field(default=1, description="Corruption levels; training draws one for each image.")
+    min_key_patches: Count | None = Field(
+        default=None, description="Given patches at the last level; a quarter of all."
+    )
+    mask_schedule: Literal["geom", "linear", "doubling"] = Field(default="geom", description="Given patches by level.")
+    interp_mode: Literal["idw", "laplacian"] = Field(default="laplacian", description="How missing patches are filled.")
+    idw_power: Positive = Field(default=2.0, description="Of inverse-distance weights.")
+    sigma_feature: Positive = Field(default=1.0, description="Feature distance at which an edge of the graph weakens.")
+    sigma_space: Positive = Field(default=1.0, description="The same for the distance in patches.")
+    lambda_reg: NotNegative = Field(default=1e-4, description="How strongly the solution is held to its IDW start.")
+    noise_std: NotNegative = Field(default=0.0, description="Of Gaussian noise on missing patches.")
+    keep_anchors_fixed: bool = Field(default=False, description="Put given patches back into the refined image.")
+
+    eval_images: Count = Field(
+        default=2048, description="Held-out images that evaluation takes at most, evenly of all classes."
+    )
+
+    feature_space: Literal["resnet", "latent_mae", "mae"] | None = Field(
+        default=None, description="Frozen feature encoder; mae for digits, latent_mae for latents, otherwise resnet."
+    )
+
+    @model_validator(mode="after")
+    def _reads_what_it_is_given(self) -> "DriftConfig":
+        if self.dataset == "shards":
+            raise ValueError("dataset = 'shards' holds clips, whose settings are ClipConfig")
         if self.feature_space == "latent_mae" and self.input_space == "pixel":
             raise ValueError("feature_space = 'latent_mae' reads latents; use 'mae' or 'resnet' for pixels")
         if self.feature_space in ("mae", "resnet") and self.input_space == "latent":

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from latentloom.errors import ConfigError
 
+VANILLA = "vanilla"
+"""The name of the feature that is the sample itself."""
+
 PATCH_SIDES = (2, 4)
 """Sides of the patches of a map, in its cells, whose statistics are features."""
 

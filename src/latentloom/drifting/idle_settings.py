@@ -1,13 +1,17 @@
 """Settings that were given and do nothing beside the others."""
 
-from latentloom.drifting.config import DriftConfig, MaeConfig, OptimizationConfig
+from latentloom.drifting.config import DataConfig, DriftConfig, FieldConfig, MaeConfig, OptimizationConfig
 
 
 def idle_settings(config: OptimizationConfig) -> list[str]:
     """A line for each setting that was given and has no effect, so that none is ignored in silence."""
-    idle = _idle_data(config)
+    idle = {"muon_lr": (config.optimizer == "muon", "optimizer = muon")}
+    if isinstance(config, DataConfig):
+        idle |= _idle_data(config)
     if isinstance(config, DriftConfig):
-        idle |= _idle_keypatches(config) | _idle_field(config) | _idle_features(config)
+        idle |= _idle_keypatches(config) | _idle_features(config)
+    if isinstance(config, FieldConfig):
+        idle |= _idle_field(config)
     if isinstance(config, MaeConfig):
         tail = "classify_share and classify_weight both above 0"
         classifies = bool(config.classify_share and config.classify_weight)
@@ -19,18 +23,17 @@ def idle_settings(config: OptimizationConfig) -> list[str]:
     ]
     if config.warmup >= config.steps:
         lines.append(f"warmup = {config.warmup} and the run has {config.steps} steps: the rate is never reached")
-    if isinstance(config, DriftConfig) and config.eval_alpha > _largest_alpha(config):
+    if isinstance(config, FieldConfig) and config.eval_alpha > _largest_alpha(config):
         lines.append(f"eval_alpha = {config.eval_alpha:g} is more than the {_largest_alpha(config):g} of the training")
     return lines
 
 
-def _idle_data(config: OptimizationConfig) -> dict[str, tuple[bool, str]]:
+def _idle_data(config: DataConfig) -> dict[str, tuple[bool, str]]:
     """By setting whether it is used, and what it needs."""
     is_fake = config.dataset == "fake"
     return {
         "fake_classes": (is_fake, "dataset = fake"),
         "fake_images": (is_fake, "dataset = fake"),
-        "muon_lr": (config.optimizer == "muon", "optimizer = muon"),
     }
 
 
@@ -39,11 +42,10 @@ def _idle_keypatches(config: DriftConfig) -> dict[str, tuple[bool, str]]:
     return {
         **dict.fromkeys(("sigma_feature", "sigma_space", "lambda_reg"), is_harmonic),
         "mask_schedule": (config.num_levels > 1, "num_levels above 1"),
-        "mse_baseline": (config.objective == "drift", "objective = drift"),
     }
 
 
-def _idle_field(config: DriftConfig) -> dict[str, tuple[bool, str]]:
+def _idle_field(config: FieldConfig) -> dict[str, tuple[bool, str]]:
     drifts = config.objective == "drift"
     guides = drifts and config.drift_n_unc > 0 and config.n_gen_per_class > 1
     guidance = (guides, "objective = drift, drift_n_unc above 0 and n_gen_per_class above 1")
@@ -55,6 +57,7 @@ def _idle_field(config: DriftConfig) -> dict[str, tuple[bool, str]]:
         "queue_unc": (drifts and config.drift_n_unc > 0, "drift_n_unc above 0"),
         **dict.fromkeys(("cfg_alpha_values", "cfg_alpha_probs", "eval_alpha"), guidance),
         **dict.fromkeys(("cfg_alpha_max", "cfg_alpha_power"), density),
+        "mse_baseline": (drifts, "objective = drift"),
         "compile_drift": (drifts, "objective = drift"),
         "compile_mode": (drifts and config.compile_drift, "compile_drift = 1"),
     }
@@ -72,5 +75,5 @@ def _idle_features(config: DriftConfig) -> dict[str, tuple[bool, str]]:
     }
 
 
-def _largest_alpha(config: DriftConfig) -> float:
+def _largest_alpha(config: FieldConfig) -> float:
     return max(config.cfg_alpha_values, default=config.cfg_alpha_max)

@@ -1,17 +1,17 @@
-"""The drifting loss of a batch: refined images against real ones of their class, in a frozen encoder's features."""
+"""The drifting loss of a batch: refined samples against real ones of their class, in a frozen encoder's features."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from latentloom.drifting.class_batches import ClassBatch
-from latentloom.drifting.config import DriftConfig
+from latentloom.drifting.config import FieldConfig
 from latentloom.drifting.diagnostics import kernel_statistics, queue_statistics, separation
-from latentloom.drifting.features import feature_groups
+from latentloom.drifting.features import VANILLA
 from latentloom.drifting.field import drifting_losses
 from latentloom.drifting.guidance import unconditional_weight
 from latentloom.drifting.problems import coefficients
@@ -20,20 +20,22 @@ from latentloom.drifting.queues import SampleQueue
 from latentloom.drifting.randomness import step_generator
 from latentloom.runs import process_rank
 
-VANILLA = "vanilla"
 RECOMPILE_LIMIT = 64
+
+#: Samples [B, ...] to their features by name, each [B, L, S]: S numbers at each of L locations.
+Features = Callable[[Tensor], dict[str, Tensor]]
 
 
 class DriftObjective:
-    """Holds the banks of real and of earlier refined images, and computes the loss against them.
+    """Holds the banks of real and of earlier refined samples, and computes the loss against them.
 
     Every process holds the whole banks: what one pushes all push, and draws are planned for all. So the loss does not
     depend on how many processes share the classes of a batch.
 
     Args:
         config: counts, features and weights.
-        encoder: gives feature maps of images; None where only the images themselves are compared.
-        shape: channels, height and width of the images.
+        features: of samples, by name; those under `VANILLA` are weighted by `vanilla_loss_weight`.
+        shape: of a sample.
         num_classes: of the training set.
         seed: of the draws.
         device: where the banks lie.
@@ -41,15 +43,15 @@ class DriftObjective:
 
     def __init__(
         self,
-        config: DriftConfig,
-        encoder: nn.Module | None,
-        shape: tuple[int, int, int],
+        config: FieldConfig,
+        features: Features,
+        shape: Sequence[int],
         num_classes: int,
         seed: int,
         device: torch.device,
     ) -> None:
         self.config = config
-        self.encoder = encoder
+        self.features = features
         self.seed = seed
         # a bank that nothing is drawn from keeps almost nothing
         of_all = config.queue_unc if config.drift_n_unc else 1
@@ -66,13 +68,13 @@ class DriftObjective:
         return {"positives": self.positives, "unconditional": self.unconditional, "negatives": self.negatives}
 
     def __call__(
-        self, batch: ClassBatch, refined: Float[Tensor, "N _ _ _"], *, measures: bool = False
+        self, batch: ClassBatch, refined: Float[Tensor, "N *shape"], *, measures: bool = False
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """The loss of this process's part of a batch; its real and its refined images enter the banks.
+        """The loss of this process's part of a batch; its real and its refined samples enter the banks.
 
         Args:
-            batch: where the refined images come from.
-            refined: one for each of the batch's images, in their order; the gradient goes to them.
+            batch: where the refined samples come from.
+            refined: one for each of the batch's samples, in their order; the gradient goes to them.
             measures: in the first process also tell what the kernel does and what the banks hold, which computes
                 distances again.
         """
@@ -91,7 +93,7 @@ class DriftObjective:
             )
         # only now: a sample must not meet its own copy, which would hold it where it stands
         if self.config.drift_n_neg:
-            self.negatives.push(batch.all_image_classes, gathered(refined.detach()))
+            self.negatives.push(batch.all_sample_classes, gathered(refined.detach()))
         weights = [self._weight(name) for name in groups]
         loss = (losses * losses.new_tensor(weights).unsqueeze(1)).sum(0).mean()
         return loss, self._measures(batch, others, groups) if measures and process_rank() == 0 else {}
@@ -102,11 +104,11 @@ class DriftObjective:
         return torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT) if is_on else nullcontext()
 
     def _draw(self, batch: ClassBatch) -> "_Others":
-        """Push the batch's real images, then draw what its refined ones are held against."""
+        """Push the batch's real samples, then draw what its refined ones are held against."""
         config, part = self.config, batch.part
-        images = gathered(batch.images)
-        self.positives.push(batch.all_image_classes, images)
-        self.unconditional.push(torch.zeros(len(images), dtype=torch.int64), images)
+        clean = gathered(batch.clean)
+        self.positives.push(batch.all_sample_classes, clean)
+        self.unconditional.push(torch.zeros(len(clean), dtype=torch.int64), clean)
         generator = step_generator(self.seed, batch.number, "banks")
         pos, has_pos = self.positives.sample(batch.all_classes, config.drift_n_pos, generator, part)
         neg, has_neg = self.negatives.sample(batch.all_classes, config.drift_n_neg, generator, part)
@@ -127,10 +129,10 @@ class DriftObjective:
         """By feature the refined, the attracting and the repelling samples, each [class, sample, location, channel]."""
         num_classes, num_pos = others.pos.shape[:2]
         num_neg = others.neg.shape[1]
-        own = self._features(refined)
+        own = self.features(refined)
         with torch.no_grad():
             real = torch.cat([others.pos.flatten(0, 1), others.neg.flatten(0, 1), others.unc])
-            rest = self._features(real)
+            rest = self.features(real)
         groups = {}
         for name, gen in own.items():
             pos, neg, unc = rest[name].split([num_classes * num_pos, num_classes * num_neg, len(others.unc)])
@@ -145,21 +147,6 @@ class DriftObjective:
             )
         return groups
 
-    def _features(self, images: Float[Tensor, "N C H W"]) -> dict[str, Float[Tensor, "N _ _"]]:
-        config, groups = self.config, {}
-        if self.encoder is not None:
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=config.amp_bf16):
-                maps = self.encoder(images)
-            groups = feature_groups(
-                maps,
-                global_stats=config.feature_include_global_stats,
-                local=config.feature_include_local,
-                patch_stats=config.feature_include_patch_stats,
-            )
-        if config.vanilla_loss_weight:
-            groups[VANILLA] = images.flatten(1).unsqueeze(1).float()
-        return groups
-
     def _weight(self, name: str) -> float:
         return self.config.vanilla_loss_weight if name == VANILLA else self.config.feature_loss_weight
 
@@ -167,8 +154,8 @@ class DriftObjective:
     def _measures(
         self, batch: ClassBatch, others: "_Others", groups: Mapping[str, tuple[Tensor, Tensor, Tensor]]
     ) -> dict[str, float]:
-        # the first feature of the coarsest map sees whole images, as the images themselves do
-        name = list(groups)[-1] if self.encoder is None else _first_of_last_map(groups)
+        # the first feature of the coarsest map sees whole samples, as the samples themselves do
+        name = _first_of_last_map(groups)
         gen, pos, neg = (samples[:, :, 0].float() for samples in groups[name])
         statistics = kernel_statistics(
             gen,
@@ -178,21 +165,23 @@ class DriftObjective:
             weight_neg=others.weight_neg,
             valid=others.valid,
         )
-        statistics |= separation(gen.flatten(0, 1), batch.image_classes) or {}
+        statistics |= separation(gen.flatten(0, 1), batch.sample_classes) or {}
         return statistics | queue_statistics(self.positives)
 
 
 @dataclass(frozen=True, eq=False)
 class _Others:
-    """What a batch is held against: real images that attract, earlier refined and unconditional ones that repel."""
+    """What a batch is held against: real samples that attract, earlier refined and unconditional ones that repel."""
 
-    pos: Float[Tensor, "C P _ _ _"]
-    neg: Float[Tensor, "C Q _ _ _"]
-    unc: Float[Tensor, "U _ _ _"]
+    pos: Float[Tensor, "C P *shape"]
+    neg: Float[Tensor, "C Q *shape"]
+    unc: Float[Tensor, "U *shape"]
     weight_neg: Float[Tensor, "C Q+U"]
     valid: Bool[Tensor, "C T"] | None
 
 
 def _first_of_last_map(names: Iterable[str]) -> str:
     of_maps = [name for name in names if name != VANILLA]
+    if not of_maps:
+        return VANILLA
     return next(name for name in of_maps if name.split("/")[0] == of_maps[-1].split("/")[0])

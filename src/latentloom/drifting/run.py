@@ -23,7 +23,8 @@ from latentloom.drifting.processes import joined_processes, num_processes, wait_
 from latentloom.drifting.randomness import step_generator
 from latentloom.drifting.refiner_files import Refiner, load_refiner, save_refiner
 from latentloom.drifting.report import DriftReport, compare, write_drift_report
-from latentloom.drifting.train import CURVE_NAME, STATE_NAME, effective_batch, saved_step, train_refiner
+from latentloom.drifting.train import CURVE_NAME, STATE_NAME, effective_batch, saved_step
+from latentloom.drifting.train_images import train_refiner
 from latentloom.runs import RunFolder, process_rank
 from latentloom.storage import write_json
 from latentloom.storage.atomic import disk_failures_said

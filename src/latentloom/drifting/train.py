@@ -1,28 +1,27 @@
 """One training of a refiner, by drifting or by regression, from its first step to its last."""
 
 import time
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from latentloom.drifting.class_batches import ClassBatch, ClassBatches
-from latentloom.drifting.config import DriftConfig
-from latentloom.drifting.corruption import Keypatches
-from latentloom.drifting.data import ImageData
-from latentloom.drifting.objective import DriftObjective
+from latentloom.drifting.class_batches import ClassBatch, ClassBatches, Refinable
+from latentloom.drifting.config import FieldConfig
+from latentloom.drifting.objective import DriftObjective, Features
 from latentloom.drifting.optimizers import make_drift_optimizers, rate_factor
 from latentloom.drifting.processes import num_processes
-from latentloom.drifting.refiner import ADAM_NAMES, PatchRefiner, RefinerShape
-from latentloom.drifting.refiner_files import Refiner
 from latentloom.errors import ConfigError
-from latentloom.keyframes import interpolation_errors
 from latentloom.runs import all_reduce_mean_, is_distributed, process_rank, track
 from latentloom.storage import read_header
 from latentloom.training import Curve, WeightAverage, load_state, save_state, set_learning_rate
@@ -30,37 +29,82 @@ from latentloom.training import Curve, WeightAverage, load_state, save_state, se
 STATE_NAME = "state.safetensors"
 CURVE_NAME = "curve.jsonl"
 
-Evaluate = Callable[[Refiner], Mapping[str, float]]
+RefinerT = TypeVar("RefinerT")
 
 
-def train_refiner(
-    data: ImageData,
-    encoder: nn.Module | None,
-    config: DriftConfig,
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """What a refiner made of a batch.
+
+    Attributes:
+        samples: refined; the gradient goes to them.
+        target: what a regression compares them with.
+        errors: of what the refiner was given, by the names of the curve.
+    """
+
+    samples: Float[Tensor, "N *shape"]
+    target: Float[Tensor, "N *shape"]
+    errors: dict[str, float]
+
+
+class Refinement(Refinable, Generic[RefinerT]):
+    """What is refined in a training: its samples, the holes in them, and the network that is trained to fill them.
+
+    Attributes:
+        network: what is trained.
+        adam_names: parts of the names of those of its weights that Muon leaves to Adam.
+        num_classes: of the training set.
+        shape: of a sample.
+    """
+
+    network: nn.Module
+    adam_names: Sequence[str]
+    num_classes: int
+    shape: Sequence[int]
+
+    @abstractmethod
+    def refine(self, model: nn.Module, batch: ClassBatch, *, measures: bool) -> Refined:
+        """Fill a batch's holes and refine it.
+
+        Args:
+            model: the network, or what wraps it for several processes.
+            batch: of this process.
+            measures: also tell the errors of what the refiner was given.
+        """
+
+    @abstractmethod
+    def refiner(self, network: nn.Module) -> RefinerT:
+        """The network with what makes its input, for use."""
+
+
+def run_training(
+    refinement: Refinement[RefinerT],
+    features: Features,
+    config: FieldConfig,
     seed: int,
     folder: Path,
     device: torch.device,
-    evaluate: Evaluate | None = None,
-) -> Refiner:
+    evaluate: Callable[[RefinerT], Mapping[str, float]] | None = None,
+) -> RefinerT:
     """Train one refiner; where its folder holds an interrupted training, that one goes on.
 
     Args:
-        data: images to train on.
-        encoder: of the features that are compared; None where only the images themselves are.
+        refinement: what is trained on what.
+        features: that drifting compares.
         config: the settings.
-        seed: of weights and draws.
+        seed: of draws.
         folder: of `state.safetensors` and `curve.jsonl`; the first process alone writes.
         device: to compute on.
         evaluate: measures the averaged weights at every checkpoint, in the first process.
 
     Returns:
-        The averaged weights.
+        A refiner with the averaged weights.
 
     Raises:
         CheckpointError: the folder holds the state of another run.
         ConfigError: the training diverged.
     """
-    training = _Training(data, encoder, config, seed, device)
+    training = _Training(refinement, features, config, seed, device)
     state = folder / STATE_NAME
     first = training.load(state) if state.exists() else 0
     curve = Curve(folder / CURVE_NAME, first) if process_rank() == 0 else None
@@ -81,26 +125,30 @@ def train_refiner(
     return training.averaged()
 
 
-class _Training:
+class _Training(Generic[RefinerT]):
     """Everything that a step changes."""
 
     def __init__(
-        self, data: ImageData, encoder: nn.Module | None, config: DriftConfig, seed: int, device: torch.device
+        self,
+        refinement: Refinement[RefinerT],
+        features: Features,
+        config: FieldConfig,
+        seed: int,
+        device: torch.device,
     ) -> None:
         self.config = config
         self.device = device
-        num_classes = len(data.train.class_names)
-        self.keypatches = Keypatches(config, data.train.shape)
-        self.batches = ClassBatches(data.train, self.keypatches, config, seed, device)
-        self.refiner = _new_refiner(config, self.keypatches, num_classes, seed).to(device)
-        self.model: nn.Module = self.refiner
+        self.refinement = refinement
+        self.batches = ClassBatches(refinement, config, seed, device)
+        self.network = refinement.network
+        self.model: nn.Module = self.network
         if is_distributed():
-            self.model = DistributedDataParallel(self.refiner)
-        self.average = WeightAverage(self.refiner, config.ema_decay)
-        self.optimizers = make_drift_optimizers(self.refiner, config, ADAM_NAMES)
+            self.model = DistributedDataParallel(self.network)
+        self.average = WeightAverage(self.network, config.ema_decay)
+        self.optimizers = make_drift_optimizers(self.network, config, refinement.adam_names)
         self.objective = None
         if config.objective == "drift":
-            self.objective = DriftObjective(config, encoder, data.train.shape, num_classes, seed, device)
+            self.objective = DriftObjective(config, features, refinement.shape, refinement.num_classes, seed, device)
 
     def step(self, step: int, measures: bool) -> dict[str, float]:
         """Make one optimizer step; gives what it measured, the loss always."""
@@ -119,10 +167,10 @@ class _Training:
                 loss, statistics = self._loss(self.batches.next(step * config.grad_accum + part), measures and is_last)
                 (loss / config.grad_accum).backward()
             losses.append(loss.detach())
-        norm = nn.utils.clip_grad_norm_(self.refiner.parameters(), config.grad_clip or float("inf"))
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.grad_clip or float("inf"))
         for optimizer in self.optimizers:
             optimizer.step()
-        self.average.update(self.refiner)
+        self.average.update(self.network)
         if not measures:
             return {}
         mean = torch.stack(losses).mean()
@@ -136,21 +184,17 @@ class _Training:
         return {"loss": float(mean), "gradient_norm": float(norm), "lr": rate, **statistics}
 
     def _loss(self, batch: ClassBatch, measures: bool) -> tuple[Tensor, dict[str, float]]:
-        clean = self.keypatches.to_tokens(batch.images)
-        filled = self.keypatches.fill(clean, batch.holes)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp_bf16):
-            refined = self.model(filled, batch.holes.given, batch.image_classes, batch.holes.level, batch.image_alpha)
-        statistics = interpolation_errors(filled, clean, batch.holes.given) if measures else {}
+        refined = self.refinement.refine(self.model, batch, measures=measures)
         if self.objective is None:
-            return F.mse_loss(refined, clean), statistics
-        loss, kernel = self.objective(batch, self.keypatches.to_images(refined), measures=measures)
-        return loss, statistics | kernel
+            return F.mse_loss(refined.samples, refined.target), refined.errors
+        loss, kernel = self.objective(batch, refined.samples, measures=measures)
+        return loss, refined.errors | kernel
 
-    def averaged(self) -> Refiner:
+    def averaged(self) -> RefinerT:
         """A refiner of the averaged weights, for use."""
-        network = deepcopy(self.refiner)
+        network = deepcopy(self.network)
         self.average.copy_to(network)
-        return Refiner(network.eval().requires_grad_(False), self.keypatches)
+        return self.refinement.refiner(network.eval().requires_grad_(False))
 
     def save(self, path: Path, num_steps: int) -> None:
         """Write everything that `load` needs after `num_steps` steps."""
@@ -161,7 +205,7 @@ class _Training:
         return load_state(path, self._parts(), self.optimizers)
 
     def _parts(self) -> dict:
-        parts = {"refiner": self.refiner, "average": self.average, "sampler": self.batches.sampler}
+        parts = {"refiner": self.network, "average": self.average, "sampler": self.batches.sampler}
         return parts | (self.objective.banks() if self.objective is not None else {})
 
 
@@ -177,22 +221,6 @@ def saved_step(path: Path) -> int:
         return int(tensors.get_tensor("step"))
 
 
-def effective_batch(config: DriftConfig) -> int:
-    """Images that an optimizer step refines, over all processes."""
+def effective_batch(config: FieldConfig) -> int:
+    """Samples that an optimizer step refines, over all processes."""
     return config.n_classes_step * config.n_gen_per_class * config.grad_accum * num_processes()
-
-
-def _new_refiner(config: DriftConfig, keypatches: Keypatches, num_classes: int, seed: int) -> PatchRefiner:
-    shape = RefinerShape(
-        num_patches=keypatches.num_patches,
-        num_values=keypatches.num_values,
-        num_classes=num_classes,
-        num_levels=config.num_levels,
-        width=config.width,
-        depth=config.depth,
-        num_heads=config.num_heads,
-        keep_anchors_fixed=config.keep_anchors_fixed,
-    )
-    with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
-        torch.manual_seed(seed)
-        return PatchRefiner(shape)

@@ -1,0 +1,1 @@
+"""Clips: shards of them, keyframe corruption, and the refiner that completes a clip from its keyframes."""
