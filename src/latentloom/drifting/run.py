@@ -15,6 +15,7 @@ from latentloom.drifting.corruption import Keypatches
 from latentloom.drifting.data import ImageData, load_data
 from latentloom.drifting.encoders import FeatureEncoder
 from latentloom.drifting.evaluate import Scores, aggregate, score_real
+from latentloom.drifting.experiment import drift_trainings
 from latentloom.drifting.frozen_encoder import encoder_digest, make_encoder, trains_encoder
 from latentloom.drifting.held_out import HeldOut
 from latentloom.drifting.idle_settings import idle_settings
@@ -63,6 +64,7 @@ def run_drift(config: DriftConfig, out_dir: Path) -> Outcome | None:
     with joined_processes(config.device) as device:
         data = load_data(config, device)
         _refuse_what_does_not_fit(config, data)
+        facts = drift_trainings(config, data, effective_batch(config))
         features = out_dir / "features"
         encoder = None if trains_encoder(config) else make_encoder(config, data, features, device)
         settings = config.model_dump(mode="json", exclude=CHANGEABLE) | {"feature_weights": encoder_digest(config)}
@@ -74,7 +76,7 @@ def run_drift(config: DriftConfig, out_dir: Path) -> Outcome | None:
                 for seed, objective in trainings(config):
                     _train(data, encoder, config, seed, objective, out_dir, device, None)
                 return None
-            with RunFolder.at(out_dir, config, data=data.description, seeds=config.seeds) as run:
+            with RunFolder.at(out_dir, config, data=data.description, seeds=config.seeds, trainings=facts) as run:
                 return _run(run, data, encoder, config, device)
 
 

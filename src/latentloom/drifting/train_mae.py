@@ -17,6 +17,7 @@ from latentloom.drifting.batches import ShuffledBatches
 from latentloom.drifting.claims import claim_folder, identity, refuse_other_run
 from latentloom.drifting.config import MaeConfig
 from latentloom.drifting.data import ImageData, load_data
+from latentloom.drifting.experiment import mae_trainings
 from latentloom.drifting.mae import (
     ADAM_NAMES,
     LatentMae,
@@ -58,10 +59,14 @@ def run_train_mae(config: MaeConfig, out_dir: Path) -> Path | None:
     with joined_processes(config.device) as device:
         data = load_data(config, device)
         refuse_other_run(out_dir, _identity(data, config))
+        facts = mae_trainings(config, data, effective_batch(config))
         if process_rank() != 0:
             train_mae(data, config, out_dir)
             return None
-        with disk_failures_said(out_dir), RunFolder.at(out_dir, config, data=data.description) as run:
+        with (
+            disk_failures_said(out_dir),
+            RunFolder.at(out_dir, config, data=data.description, trainings=facts) as run,
+        ):
             weights = train_mae(data, config, out_dir, tensorboard_watch(run, effective_batch(config)))
             results = write_mae_report(data, config, weights, out_dir, effective_batch(config))
             run.finish(results)
