@@ -1,11 +1,13 @@
 """Arrays and tensors that other programs wrote, read without trusting them."""
 
+import io
 import math
 import pickletools
 import zipfile
 from collections import Counter
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from latentloom.storage.header import existing_file
 SMALL_BYTES = 64 * 2**20  # a file may always unpack to this much
 MAX_RATIO = 100  # and beyond it, to this many times its own size
 PART_BYTES = 2**20  # an array is read in parts of this size
+SMALL_PICKLE = 4096
 MAX_PT_BYTES = 64 * 2**30  # the largest official file, a 14B expert in float32, is 57 GB
 
 SAFE_GLOBALS = {
@@ -41,8 +44,8 @@ def read_npz(path: Path | str) -> dict[str, np.ndarray]:
         CorruptFileError: not an npz file, damaged, holding pickled objects, or unpacking to far more than its size.
     """
     path = existing_file(path)
-    with _reading(path, "an npz file"), zipfile.ZipFile(path) as archive:
-        _refuse_bomb(path, archive, {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
+    with _reading(str(path), "an npz file"), zipfile.ZipFile(path) as archive:
+        _refuse_bomb(str(path), path.stat().st_size, archive, {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
         return {member.filename.removesuffix(".npy"): _read_npy(archive, member) for member in archive.infolist()}
 
 
@@ -60,25 +63,47 @@ def read_pt(path: Path | str, max_bytes: int = MAX_PT_BYTES, map_location: str =
         CorruptFileError: another format, damaged, holding code, or claiming far more than its size.
     """
     path = existing_file(path)
-    with _reading(path, "a torch file in the zip format of torch.save"):
-        with zipfile.ZipFile(path) as archive:
+    return _load_pt(path, str(path), path.stat().st_size, max_bytes, map_location, mmap)
+
+
+def read_pt_bytes(data: bytes, name: str, max_bytes: int = MAX_PT_BYTES) -> Any:
+    """What torch.save wrote into these bytes, such as a part of a tar; checked as `read_pt` checks a file.
+
+    Args:
+        data: the whole content, in torch's zip format.
+        name: what it is called in an error.
+        max_bytes: the most its tensors may take together.
+
+    Raises:
+        CorruptFileError: another format, damaged, holding code, or claiming far more than its size.
+    """
+    return _load_pt(io.BytesIO(data), name, len(data), max_bytes, "cpu", mmap=False)
+
+
+def _load_pt(
+    source: Path | io.BytesIO, name: str, num_bytes: int, max_bytes: int, map_location: str, mmap: bool
+) -> Any:
+    with _reading(name, "a torch file in the zip format of torch.save"):
+        with zipfile.ZipFile(source) as archive:
             # torch never compresses: a compressed member is a bomb or not torch's
-            _refuse_bomb(path, archive, {zipfile.ZIP_STORED})
-            _refuse_code(path, archive)
+            _refuse_bomb(name, num_bytes, archive, {zipfile.ZIP_STORED})
+            _refuse_code(name, archive)
             sizes = Counter(member.file_size for member in archive.infolist() if "/data/" in member.filename)
-        loaded = torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
-        # a mapped storage is not held against its member: a cut one would show the bytes of its neighbours
+        if isinstance(source, io.BytesIO):
+            source.seek(0)
+        loaded = torch.load(source, map_location=map_location, mmap=mmap, weights_only=True)
+        # a storage is not held against its member: a cut one would show the bytes of its neighbours
         if not _storage_sizes(loaded) <= sizes:
             raise ValueError("a tensor is longer or shorter than the part that holds it")
-    limit = min(max_bytes, _most_bytes(path))
+    limit = min(max_bytes, _most_bytes(num_bytes))
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in _tensors_in(loaded))
     if claimed > limit:
-        raise CorruptFileError(f"{path} claims {claimed} bytes of tensors; at most {limit} are read from it")
+        raise CorruptFileError(f"{name} claims {claimed} bytes of tensors; at most {limit} are read from it")
     return loaded
 
 
 @contextmanager
-def _reading(path: Path, format_name: str) -> Iterator[None]:
+def _reading(name: str, format_name: str) -> Iterator[None]:
     try:
         yield
     except LatentLoomError:
@@ -86,22 +111,23 @@ def _reading(path: Path, format_name: str) -> Iterator[None]:
     # whatever a hostile or cut file makes a parser raise, to the user it is one thing: a file that cannot be read
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise CorruptFileError(f"{path} is not {format_name}, or is damaged: {reason}") from error
+        raise CorruptFileError(f"{name} is not {format_name}, or is damaged: {reason}") from error
 
 
-def _most_bytes(path: Path) -> int:
-    return max(SMALL_BYTES, MAX_RATIO * path.stat().st_size)
+def _most_bytes(num_bytes: int) -> int:
+    return max(SMALL_BYTES, MAX_RATIO * num_bytes)
 
 
-def _refuse_bomb(path: Path, archive: zipfile.ZipFile, compressions: Container[int]) -> None:
+def _refuse_bomb(name: str, num_bytes: int, archive: zipfile.ZipFile, compressions: Container[int]) -> None:
     members = archive.infolist()
     unpacked = sum(member.file_size for member in members)
-    if unpacked > _most_bytes(path):
-        raise CorruptFileError(f"{path} would unpack to {unpacked} bytes; at most {_most_bytes(path)} are unpacked")
+    limit = _most_bytes(num_bytes)
+    if unpacked > limit:
+        raise CorruptFileError(f"{name} would unpack to {unpacked} bytes; at most {limit} are unpacked")
     for member in members:
         stored_wrong = member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size
         if member.compress_type not in compressions or member.flag_bits & 1 or stored_wrong:
-            raise CorruptFileError(f"{path}: part {member.filename[:80]!r} is packed in a way this format never uses")
+            raise CorruptFileError(f"{name}: part {member.filename[:80]!r} is packed in a way this format never uses")
 
 
 def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
@@ -128,16 +154,28 @@ def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
         return np.ndarray(shape, dtype, buffer=data, order="F" if in_columns else "C")
 
 
-def _refuse_code(path: Path, archive: zipfile.ZipFile) -> None:
+def _refuse_code(name: str, archive: zipfile.ZipFile) -> None:
     # weights_only stops code; this also stops the callables it lets through that allocate on request (bytearray)
-    pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
+    pickles = [member for member in archive.namelist() if member.endswith("data.pkl")]
     if len(pickles) != 1:
         raise ValueError("it has no single data.pkl")
-    for opcode, argument, _ in pickletools.genops(archive.read(pickles[0])):
+    pickled = archive.read(pickles[0])
+    foreign = _foreign_name(pickled) if len(pickled) > SMALL_PICKLE else _foreign_name_of_small(pickled)
+    if foreign is not None:
+        raise CorruptFileError(f"{name} would run {foreign!r}; only plain tensors are read, convert it to safetensors")
+
+
+def _foreign_name(pickled: bytes) -> str | None:
+    """The first name in a pickle that builds no tensor."""
+    for opcode, argument, _ in pickletools.genops(pickled):
         if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL") and not _builds_tensors(argument):
-            raise CorruptFileError(
-                f"{path} would run {str(argument)[:80]!r}; only plain tensors are read, convert it to safetensors"
-            )
+            return str(argument)[:80]
+    return None
+
+
+@lru_cache(maxsize=64)  # thousands of tensors of one shape have the same pickle, and taking it apart is slow
+def _foreign_name_of_small(pickled: bytes) -> str | None:
+    return _foreign_name(pickled)
 
 
 def _builds_tensors(name: Any) -> bool:
