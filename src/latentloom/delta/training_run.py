@@ -7,6 +7,7 @@ from typing import Any
 from latentloom.delta.baselines import BASELINES
 from latentloom.delta.cache import PairEmbeddings
 from latentloom.delta.config import TrainConfig
+from latentloom.delta.experiment import delta_trainings
 from latentloom.delta.files import ADAPTER_NAME, save_adapter
 from latentloom.delta.pooling import pool
 from latentloom.delta.split import Split
@@ -35,18 +36,20 @@ def run_training(cache: PairEmbeddings, config: TrainConfig, out_dir: Path, data
     digest = cache_digest(cache)
     _refuse_other_run(out_dir, config, digest)
     # refuses too few pairs before the folder belongs to settings that cannot run
-    Split.of(cache, config.val_frac, config.test_frac, config.seed)
-    with RunFolder.at(out_dir, config, data=data) as run:
+    split = Split.of(cache, config.val_frac, config.test_frac, config.seed)
+    facts = delta_trainings(cache, split, config, data)
+    with RunFolder.at(out_dir, config, data=data, trainings=facts) as run:
         write_json(out_dir / "cache.json", {"digest": digest, "encoder": cache.encoder, "num_pairs": len(cache)})
         training = train(cache, config, run.checkpoints)
-        split = {"train": training.split.train, "validation": training.split.validation, "test": training.split.test}
-        write_json(out_dir / "split.json", split)
+        parts = {"train": split.train, "validation": split.validation, "test": split.test}
+        write_json(out_dir / "split.json", parts)
         record = training_record(training, config, cache, digest)
         for suffix in SUFFIXES:
-            save_adapter(out_dir / f"{ADAPTER_NAME}{suffix}", training.chosen.adapter, {**record, "split": split})
+            save_adapter(out_dir / f"{ADAPTER_NAME}{suffix}", training.chosen.adapter, {**record, "split": parts})
         write_json(out_dir / "metrics.json", record)
         _write_curves(run, training)
         write_training_report(training, config, out_dir, data)
+        _state_throughput(run, training)
         run.finish(training.chosen.to_json(), decision=decision(training))
     return training
 
@@ -93,6 +96,15 @@ def _refuse_other_run(out_dir: Path, config: TrainConfig, digest: str) -> None:
         raise ConfigError(f"{out_dir} holds a run with other settings; give another --out_dir, or delete it")
     if cache.exists() and f'"{digest}"' not in cache.read_text(encoding="utf-8"):
         raise ConfigError(f"{out_dir} holds a run on another cache; give another --out_dir, or delete it")
+
+
+def _state_throughput(run: RunFolder, training: Training) -> None:
+    """Pairs per second of SGD, over all sittings of an interrupted run."""
+    histories = [candidate.history for candidate in training.candidates if candidate.history is not None]
+    seconds = sum(history.seconds for history in histories)
+    if seconds > 0:
+        num_epochs = sum(len(history) for history in histories)
+        run.state_throughput(num_epochs * len(training.split.train) / seconds, "pairs")
 
 
 def _write_curves(run: RunFolder, training: Training) -> None:
