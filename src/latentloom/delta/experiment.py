@@ -27,7 +27,9 @@ def delta_trainings(cache: PairEmbeddings, split: Split, config: TrainConfig, pa
             num_held_out=len(split.validation) + len(split.test),
         ),
         trained=f"Embedding Delta adapter of rank {config.rank}, cap {caps}, from {', '.join(config.inits)}; its gate",
-        encoders=(EncoderFacts(name="text encoder", checkpoint=cache.encoder, frozen=True),),
+        encoders=(
+            EncoderFacts(name="text encoder", checkpoint=cache.encoder or "not named by the cache", frozen=True),
+        ),
         quantizer=None,
         sampling=_sampling(config),
         features=("mean of a prompt's token embeddings",),

@@ -21,6 +21,7 @@ from latentloom.finetune.checkpoint import (
     save_checkpoint,
 )
 from latentloom.finetune.config import FinetuneConfig
+from latentloom.finetune.experiment import finetune_trainings
 from latentloom.finetune.exports import save_epoch
 from latentloom.finetune.interruptions import agreed, noticed_signals
 from latentloom.finetune.objective import EVALUATION_QUANTILES
@@ -170,11 +171,12 @@ def _start_or_resume(session: Session, start: Start) -> Resume | None:
 
 def _open_run(session: Session, path: Path | None) -> RunFolder:
     config = session.config
-    data = f"{config.dataset}, {len(session.store)} items"
+    data, facts = f"{config.dataset}, {len(session.store)} items", finetune_trainings(session)
     if path is None:
-        return RunFolder.create(config.output_dir, _run_name(session), config, seeds=[config.seed], data=data)
+        name = _run_name(session)
+        return RunFolder.create(config.output_dir, name, config, seeds=[config.seed], data=data, trainings=facts)
     clear_remains(path)
-    return RunFolder.at(path, config, seeds=[config.seed], data=data)
+    return RunFolder.at(path, config, seeds=[config.seed], data=data, trainings=facts)
 
 
 def _run_name(session: Session) -> str:

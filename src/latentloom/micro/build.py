@@ -13,6 +13,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 
 from latentloom.errors import ConfigError, FileError
 from latentloom.micro.config import NUM_PROCESSES, BuildConfig
+from latentloom.micro.experiment import build_trainings
 from latentloom.micro.latents import encode_world, latent_statistics, load_latents, load_trained_vae
 from latentloom.micro.model_card import model_card
 from latentloom.micro.tokenizer import make_tokenizer
@@ -61,7 +62,8 @@ def build(config: BuildConfig, work: Path, out: Path) -> None:
         raise ConfigError(f"{work} holds a build with other settings: give another --work folder, or delete it")
     write_text(settings, to_toml(config))
     data = f"MicroWan's world, training split, {config.transformer.num_clips} clips"
-    with RunFolder.create(work / "runs", "micro-build", config, data=data) as run:
+    facts = build_trainings(config)
+    with RunFolder.create(work / "runs", "micro-build", config, data=data, trainings=facts) as run:
         for stage in stages(config, work):
             if all((work / file).exists() for file in stage.files):
                 logger.info("%s: finished before", stage.name)
@@ -69,6 +71,8 @@ def build(config: BuildConfig, work: Path, out: Path) -> None:
             launch_processes(stage.run, NUM_PROCESSES, *stage.arguments)
         export(config, work, out)
         _show_curves(run, work)
+        for stage, seconds in _stage_seconds(work).items():
+            run.state_throughput(facts[stage].batch_size * facts[stage].steps / max(seconds, 1e-9), f"{stage} samples")
         run.finish(build_summary(work, out))
 
 
@@ -92,6 +96,11 @@ def build_summary(work: Path, out: Path) -> dict[str, Any]:
         "seconds": sum(curve[-1]["seconds"] for curve in curves.values()),
         "stages": {stage: curve[-1] for stage, curve in curves.items()},
     }
+
+
+def _stage_seconds(work: Path) -> dict[str, float]:
+    """What each stage took, over all its sittings."""
+    return {stage: read_curve(work / f"{stage}.jsonl")[-1]["seconds"] for stage in CURVES}
 
 
 def export(config: BuildConfig, work: Path, out: Path) -> None:
