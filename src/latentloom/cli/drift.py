@@ -2,7 +2,7 @@
 
 import typer
 
-from latentloom.cli import drift_evaluate, drift_train, drift_train_mae
+from latentloom.cli import drift_evaluate, drift_make_shards, drift_train, drift_train_mae
 
 app = typer.Typer(
     help="Refine interpolated samples in one step, by drifting.",
@@ -13,3 +13,4 @@ app = typer.Typer(
 app.command("train")(drift_train.command)
 app.command("train-mae")(drift_train_mae.command)
 app.command("evaluate")(drift_evaluate.command)
+app.command("make-shards")(drift_make_shards.command)

@@ -50,6 +50,7 @@ class ImageVae:
         config = {**component.derived_config, **component.config}
         self.channels = int(config["z_dim"])
         self.stride = int(config["scale_factor_spatial"])
+        self.temporal_stride = int(config["scale_factor_temporal"])
 
     @cached_property
     def fingerprint(self) -> str:
