@@ -18,9 +18,10 @@ from latentloom.drifting.data import load_data
 from latentloom.drifting.frozen_encoder import make_encoder
 from latentloom.drifting.mae import LatentMae, MaeShape, save_mae
 from latentloom.drifting.refiner_files import load_refiner
-from latentloom.drifting.run import REFINER_NAME, Outcome, run_drift
+from latentloom.drifting.run import Outcome, run_drift
 from latentloom.drifting.train import CURVE_NAME, STATE_NAME, saved_step
 from latentloom.drifting.train_images import train_refiner
+from latentloom.drifting.trainings import REFINER_NAME
 from latentloom.errors import ConfigError, CorruptFileError, LatentLoomError
 from latentloom.runs import RunRecord, load_config, to_toml
 from latentloom.training import read_curve

@@ -53,7 +53,7 @@ class PatchRefiner(nn.Module):
         self.of_class = nn.Embedding(shape.num_classes, width)
         self.of_level = nn.Embedding(shape.num_levels, width)
         self.of_alpha = nn.Sequential(nn.Linear(2 * ALPHA_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-        self.blocks = nn.ModuleList(_Block(width, shape.num_heads) for _ in range(shape.depth))
+        self.blocks = nn.ModuleList(ConditionedBlock(width, shape.num_heads) for _ in range(shape.depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.to_condition = nn.Linear(width, 2 * width)
         self.patch_out = nn.Linear(width, shape.num_values)
@@ -79,7 +79,7 @@ class PatchRefiner(nn.Module):
             alpha: guidance strength, 1 or more.
         """
         x = self.patch_in(torch.cat([tokens, given.unsqueeze(-1).to(tokens.dtype)], dim=-1)) + self.position
-        condition = self.of_class(classes) + self.of_level(level) + self.of_alpha(_waves(alpha))
+        condition = self.of_class(classes) + self.of_level(level) + self.of_alpha(alpha_waves(alpha))
         condition = F.silu(condition)
         for block in self.blocks:
             x = block(x, condition)
@@ -88,8 +88,13 @@ class PatchRefiner(nn.Module):
         return torch.where(given.unsqueeze(-1), tokens, refined) if self.shape.keep_anchors_fixed else refined
 
 
-class _Block(nn.Module):
-    """Self-attention and MLP, each scaled, shifted and gated by the condition."""
+class ConditionedBlock(nn.Module):
+    """Self-attention and MLP, each scaled, shifted and gated by the condition; at first it changes nothing.
+
+    Args:
+        width: channels, W.
+        num_heads: a divisor of them.
+    """
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -116,7 +121,7 @@ class _Block(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, num_tokens, width))
 
 
-def _waves(alpha: Float[Tensor, "B"]) -> Float[Tensor, "B K"]:
+def alpha_waves(alpha: Float[Tensor, "B"]) -> Float[Tensor, "B K"]:
     """Sines and cosines of log(alpha), which is 0 without guidance."""
     rates = torch.exp(torch.linspace(0, math.log(32), ALPHA_FREQUENCIES, device=alpha.device))
     angles = alpha.log().unsqueeze(-1) * rates

@@ -1,7 +1,6 @@
 """A run of `latentloom drift train`: its refiners, what they reached beside other methods, and its page."""
 
 import logging
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +23,22 @@ from latentloom.drifting.processes import joined_processes, num_processes, wait_
 from latentloom.drifting.randomness import step_generator
 from latentloom.drifting.refiner_files import Refiner, load_refiner, save_refiner
 from latentloom.drifting.report import DriftReport, compare, write_drift_report
-from latentloom.drifting.train import CURVE_NAME, STATE_NAME, effective_batch, saved_step
+from latentloom.drifting.train import CURVE_NAME, STATE_NAME, effective_batch
 from latentloom.drifting.train_images import train_refiner
+from latentloom.drifting.trainings import (
+    METHODS,
+    REFINER_NAME,
+    last_measures,
+    steps_to_do,
+    training_folder,
+    trainings,
+    write_curves,
+)
 from latentloom.runs import RunFolder, process_rank
 from latentloom.storage import write_json
 from latentloom.storage.atomic import disk_failures_said
 from latentloom.training import read_curve
 
-REFINER_NAME = "refiner.safetensors"
-METHODS = {"drift": "drifting refiner", "mse": "MSE refiner"}
 #: Settings that leave the weights of each training as they are.
 CHANGEABLE = {"seeds", "mse_baseline", "eval_images", "eval_alpha", "log_every", "save_every", "device"}
 
@@ -80,12 +86,6 @@ def run_drift(config: DriftConfig, out_dir: Path) -> Outcome | None:
                 return _run(run, data, encoder, config, device)
 
 
-def trainings(config: DriftConfig) -> list[tuple[int, str]]:
-    """Seed and objective of every training of a run, in order."""
-    objectives = ["mse"] if config.mse_baseline and config.objective != "mse" else []
-    return [(seed, objective) for seed in config.seeds for objective in (*objectives, config.objective)]
-
-
 def _refuse_what_does_not_fit(config: DriftConfig, data: ImageData) -> None:
     """Fill one image: what does not fit the data must not take a folder first.
 
@@ -106,7 +106,7 @@ def _run(
     scores = {name: [held_out.score(filled)] for name, filled in images.items()} if judge is not None else {}
     curves = {}
     for seed, objective in trainings(config):
-        started, num_steps = time.monotonic(), _steps_to_do(_folder(run.path, seed, objective), config)
+        started, num_steps = time.monotonic(), steps_to_do(training_folder(run.path, seed, objective), config.steps)
         refiner = _train(data, encoder, config, seed, objective, run.path, device, held_out)
         logger.info("%s, seed %d: %.1f s", objective, seed, time.monotonic() - started)
         run.count(effective_batch(config) * num_steps, "images")
@@ -115,10 +115,10 @@ def _run(
         images.setdefault(name, refined)
         if judge is not None:
             scores.setdefault(name, []).append(held_out.score(refined))
-        curve = _folder(run.path, seed, objective) / CURVE_NAME
+        curve = training_folder(run.path, seed, objective) / CURVE_NAME
         if curve.exists() and (lines := read_curve(curve)):  # a finished training may have lost its curve
             curves[f"{name}, seed {seed}"] = lines
-    _write_curves(run, curves)
+    write_curves(run, curves)
     real = score_real(judge, data.train, data.held_out, rows=held_out.rows) if judge is not None else None
     page = DriftReport(
         introduction=_introduction(config, held_out),
@@ -130,7 +130,7 @@ def _run(
         subject=METHODS[config.objective],
         curves=curves,
         grids=[("Held-out images, the first seed's refiners.", held_out.picture(images))],
-        diagnostics=_last_measures(curves),
+        diagnostics=last_measures(curves),
     )
     write_drift_report(run.path / "report.html", page)
     decision = compare(page) or "one class: nothing to tell images apart by; see the report's pictures"
@@ -154,7 +154,7 @@ def _train(
     held_out: HeldOut | None,
 ) -> Refiner:
     """The refiner of a seed and an objective, from its file where that training is finished."""
-    folder = _folder(out_dir, seed, objective)
+    folder = training_folder(out_dir, seed, objective)
     path = folder / REFINER_NAME
     is_finished = path.exists()
     wait_for_all()  # else a slower process would find what the first one writes
@@ -172,36 +172,6 @@ def _train(
         (folder / STATE_NAME).unlink()
     wait_for_all()
     return refiner
-
-
-def _steps_to_do(folder: Path, config: DriftConfig) -> int:
-    """Steps that a training still needs."""
-    if (folder / REFINER_NAME).exists():
-        return 0
-    state = folder / STATE_NAME
-    return config.steps - (saved_step(state) if state.exists() else 0)
-
-
-def _folder(out_dir: Path, seed: int, objective: str) -> Path:
-    return out_dir / f"seed{seed}-{objective}"
-
-
-def _write_curves(run: RunFolder, curves: dict[str, list[dict[str, float]]]) -> None:
-    shutil.rmtree(run.path / "tensorboard", ignore_errors=True)  # an earlier sitting's, which these lines contain
-    writer = run.tensorboard()
-    for name, lines in curves.items():
-        for line in lines:
-            for key, value in line.items():
-                if key != "step":
-                    writer.add_scalar(f"{name}/{key}", value, int(line["step"]))
-
-
-def _last_measures(curves: dict[str, list[dict[str, float]]]) -> dict[str, float]:
-    if not curves:
-        return {}
-    lines = list(curves.values())[-1]
-    kinds = ("kernel/", "queue/", "separation/")
-    return {key: value for key, value in lines[-1].items() if key.startswith(kinds)}
 
 
 def _facts(config: DriftConfig, held_out: HeldOut, curves: dict[str, list[dict[str, float]]]) -> dict[str, Any]:

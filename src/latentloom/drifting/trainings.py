@@ -1,0 +1,53 @@
+"""The trainings of a run: which they are, where each lies, and what their curves leave in the run's folder."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from latentloom.drifting.config import FieldConfig
+from latentloom.drifting.train import STATE_NAME, saved_step
+from latentloom.runs import RunFolder
+
+REFINER_NAME = "refiner.safetensors"
+METHODS = {"drift": "drifting refiner", "mse": "MSE refiner"}
+
+Curves = Mapping[str, list[dict[str, float]]]
+
+
+def trainings(config: FieldConfig) -> list[tuple[int, str]]:
+    """Seed and objective of every training of a run, in order."""
+    objectives = ["mse"] if config.mse_baseline and config.objective != "mse" else []
+    return [(seed, objective) for seed in config.seeds for objective in (*objectives, config.objective)]
+
+
+def training_folder(out_dir: Path, seed: int, objective: str) -> Path:
+    """Where a training lies in the folder of its run."""
+    return out_dir / f"seed{seed}-{objective}"
+
+
+def steps_to_do(folder: Path, num_steps: int) -> int:
+    """Steps that a training of so many still needs."""
+    if (folder / REFINER_NAME).exists():
+        return 0
+    state = folder / STATE_NAME
+    return num_steps - (saved_step(state) if state.exists() else 0)
+
+
+def write_curves(run: RunFolder, curves: Curves) -> None:
+    """Write the lines of every training's curve to the run's TensorBoard."""
+    shutil.rmtree(run.path / "tensorboard", ignore_errors=True)  # an earlier sitting's, which these lines contain
+    writer = run.tensorboard()
+    for name, lines in curves.items():
+        for line in lines:
+            for key, value in line.items():
+                if key != "step":
+                    writer.add_scalar(f"{name}/{key}", value, int(line["step"]))
+
+
+def last_measures(curves: Curves) -> dict[str, float]:
+    """What the last training's last logged step says about kernel, queues and features."""
+    if not curves:
+        return {}
+    lines = list(curves.values())[-1]
+    kinds = ("kernel/", "queue/", "separation/")
+    return {key: value for key, value in lines[-1].items() if key.startswith(kinds)}
