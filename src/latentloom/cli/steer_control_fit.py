@@ -9,6 +9,7 @@ import typer
 
 from latentloom.cli.model import DeviceOption, DtypeOption, checkpoint_or_default, torch_dtype
 from latentloom.cli.options import CkptRootOption, JsonOption, emit_json
+from latentloom.cli.steer_control_learn import encode_pairs, learn_vectors
 from latentloom.cli.stopwatch import Stopwatch
 from latentloom.cli.tables import print_table
 from latentloom.errors import ConfigError
@@ -83,7 +84,10 @@ def command(
         pipeline = WanPipeline.load(root, torch_dtype(dtype), device)
     with clock.time("fitting"):
         data = "MicroWan's training split" if pairs_file is None else str(pairs_file)
-        fitted = {name: fit(pipeline, pairs, settings, data) for name, pairs in by_name.items()}
+        if method == "learned":
+            fitted = learn_vectors(pipeline, by_name, seed, data, root, out)
+        else:
+            fitted = {name: fit(pipeline, pairs, settings, data) for name, pairs in by_name.items()}
     files = save(out, attribute if pairs_file is None else None, fitted, gguf)
     print_table(*separation_table(fitted))
     facts: dict[str, Any] = {"ckpt_root": str(root), "files": [str(file) for file in files]}
@@ -128,29 +132,10 @@ def fit(pipeline: "WanPipeline", pairs: list[tuple[str, str]], settings: FitSett
     from latentloom.steering.control.fit import fit_control
     from latentloom.steering.control.record import record_pairs
 
-    positive, negative = (pipeline.encode([pair[side] for pair in pairs]) for side in (0, 1))
-    seeds = list(range(settings.seed, settings.seed + len(pairs)))
-    encoder = pipeline.text_encoder.fingerprint() if pipeline.text_encoder is not None else None
-    about = {"data": data, "first_pair": list(pairs[0]), "encoder": encoder, "seed": settings.seed}
+    positive, negative, seeds, about = encode_pairs(pipeline, pairs, settings.seed, data)
     how = {"site": settings.site, "model": pipeline.facts.key, "windows": settings.windows, "provenance": about}
-    if settings.method == "learned":
-        return learned(pipeline, positive, negative, seeds, about)
     recorded = record_pairs(pipeline, positive, negative, seeds, settings.site, settings.windows)
     return fit_control(*recorded, method=settings.method, **how)
-
-
-def learned(pipeline: "WanPipeline", positive: Any, negative: Any, seeds: list[int], about: dict[str, Any]) -> Any:
-    """A vector that makes the model answer the negative prompts as the positive ones, with the same facts of it."""
-    import torch
-
-    from latentloom.steering.control.fit import FittedControl, separation
-    from latentloom.steering.control.learned import learn_control
-    from latentloom.steering.control.record import record_pairs
-
-    generator = torch.Generator().manual_seed(seeds[0])
-    control, _ = learn_control(pipeline, negative, positive, seeds=seeds, generator=generator, provenance=about)
-    sides = record_pairs(pipeline, positive, negative, seeds, "context")
-    return FittedControl(control, None, None, separation(*sides, control.directions))
 
 
 def save(out: Path, attribute: str | None, fitted: "dict[str, FittedControl]", gguf: bool) -> list[Path]:

@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 
 from latentloom.errors import ConfigError, FileError
 from latentloom.micro.config import NUM_PROCESSES, BuildConfig
-from latentloom.micro.experiment import build_trainings
+from latentloom.micro.experiment import build_trainings, samples_seen
 from latentloom.micro.latents import encode_world, latent_statistics, load_latents, load_trained_vae
 from latentloom.micro.model_card import model_card
 from latentloom.micro.tokenizer import make_tokenizer
@@ -71,8 +71,9 @@ def build(config: BuildConfig, work: Path, out: Path) -> None:
             launch_processes(stage.run, NUM_PROCESSES, *stage.arguments)
         export(config, work, out)
         _show_curves(run, work)
-        for stage, seconds in _stage_seconds(work).items():
-            run.state_throughput(facts[stage].batch_size * facts[stage].steps / max(seconds, 1e-9), f"{stage} samples")
+        seconds = _stage_seconds(work)
+        for stage, count in samples_seen(config).items():
+            run.state_throughput(count / max(seconds[stage], 1e-9), f"{stage} samples")
         run.finish(build_summary(work, out))
 
 

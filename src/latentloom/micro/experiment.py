@@ -13,11 +13,20 @@ def build_trainings(config: BuildConfig) -> dict[str, TrainingFacts]:
     return {"vae": _vae(config), "text": _text(config), "transformer": _transformer(config)}
 
 
+def samples_seen(config: BuildConfig) -> dict[str, int]:
+    """Samples that each stage takes over all its steps."""
+    vae, text, transformer = config.vae, config.text, config.transformer
+    return {
+        "vae": vae.crop_batch * vae.crop_steps + vae.clip_batch * vae.clip_steps,
+        "text": text.batch * text.steps,
+        "transformer": transformer.batch * transformer.steps,
+    }
+
+
 def _vae(config: BuildConfig) -> TrainingFacts:
-    vae = config.vae
-    num_crops, num_clips = vae.crop_batch * vae.crop_steps, vae.clip_batch * vae.clip_steps
+    vae, num_samples = config.vae, samples_seen(config)["vae"]
     return TrainingFacts(
-        data=DataFacts(pattern=_WORLD, shards=None, num_samples=num_crops + num_clips, num_held_out=None),
+        data=DataFacts(pattern=_WORLD, shards=None, num_samples=num_samples, num_held_out=None),
         trained=f"VAE: all weights for {vae.crop_steps} steps on crops, then its decoder for {vae.clip_steps} on clips",
         encoders=None,
         quantizer=None,
@@ -37,7 +46,7 @@ def _text(config: BuildConfig) -> TrainingFacts:
         data=DataFacts(
             pattern="texts of MicroWan's lexicons, training split, drawn as training goes",
             shards=None,
-            num_samples=text.batch * text.steps,
+            num_samples=samples_seen(config)["text"],
             num_held_out=None,
         ),
         trained="text encoder, all weights but the final norm; the head that names words is thrown away",

@@ -22,6 +22,9 @@ from latentloom.wan.model_call import ModelCall
 from latentloom.wan.pipeline import WanPipeline
 from latentloom.wan.sampling import SamplingSettings
 
+NUM_STEPS = 300
+BATCH_SIZE = 8
+
 
 @dataclass(frozen=True)
 class LearningHistory:
@@ -51,9 +54,9 @@ def learn_control(
     *,
     seeds: Sequence[int],
     generator: torch.Generator,
-    steps: int = 300,
+    steps: int = NUM_STEPS,
     lr: float = 0.05,
-    batch_size: int = 8,
+    batch_size: int = BATCH_SIZE,
     blocks: Sequence[int] | None = None,
     size: ClipSize | None = None,
     settings: SamplingSettings | None = None,
