@@ -35,7 +35,7 @@ NOUNS: dict[str, Noun] = {
     "inspect": Noun("latentloom.cli.inspect", "Tell what weights are, and what a fine-tune changed."),
     "convert": Noun("latentloom.cli.convert", "Rewrite a checkpoint in another layout, bit for bit."),
     "store": Noun("latentloom.cli.store", "Keep text embeddings by their content, find and compare them."),
-    "runs": Noun("latentloom.cli.runs", "List past runs and show one."),
+    "runs": Noun("latentloom.cli.runs", "List past runs, compare them, and decide what to keep."),
 }
 
 

@@ -1,43 +1,54 @@
-"""`latentloom runs`: what was run, with which settings, and what came of it."""
+"""`latentloom runs`: what was run, with which settings, what came of it, and what was decided."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from latentloom.cli.options import JsonOption, emit_json
+from latentloom.cli.runs_compare import command as compare
+from latentloom.errors import ConfigError
 
-app = typer.Typer(help="List past runs and show one.", add_completion=False)
+if TYPE_CHECKING:
+    from latentloom.runs.record import RunRecord
 
-RootOption = Annotated[Path, typer.Option("--root", help="Folder that holds the run folders.")]
+app = typer.Typer(help="List past runs, show and compare them, and decide what to keep.", add_completion=False)
+app.command("compare")(compare)
+
+RootOption = Annotated[Path, typer.Option("--root", help="Folder that holds the run folders, at any depth.")]
+ID_HELP = "As `latentloom runs list` prints it, the beginning of it, or the path of a run folder."
+RunArgument = Annotated[str, typer.Argument(metavar="ID", help=ID_HELP)]
 
 
 @app.command("list")
 def list_(root: RootOption = Path("runs"), json_file: JsonOption = None) -> None:
-    """List the runs of a folder, oldest first."""
+    """List the runs at and below a folder, oldest first."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from latentloom.runs import list_runs
+    from latentloom.runs.catalog import stored_runs
 
-    records = list_runs(root)
+    runs = stored_runs(root)
     table = Table(box=None)
-    table.add_column("id", no_wrap=True, min_width=max((len(record.id) for record in records), default=0))
+    table.add_column("id", no_wrap=True, min_width=max((len(run.name) for run in runs), default=0))
     table.add_column("status", no_wrap=True, min_width=len("interrupted"))
-    table.add_column("command", no_wrap=True, overflow="ellipsis")
-    for record in records:
-        table.add_row(record.id, record.status, Text(record.command))
-    Console().print(table if records else f"no runs in {root}")
-    emit_json(json_file, {"runs": [record.model_dump(mode="json") for record in records]})
+    table.add_column("decision", no_wrap=True, min_width=len("decision"))
+    table.add_column("took", no_wrap=True, justify="right", min_width=len("0:00:00"))
+    table.add_column("training", no_wrap=True, overflow="ellipsis", ratio=2)
+    table.add_column("command", no_wrap=True, overflow="ellipsis", ratio=3)
+    for run in runs:
+        record = run.record
+        facts = (decision_word(record), duration(record.seconds), training_line(record), record.command)
+        table.add_row(run.name, record.status, *(Text(fact) for fact in facts))
+    console = Console()
+    # off a terminal rich assumes 80 columns, which leaves the command no room
+    (console if console.is_terminal else Console(width=160)).print(table if runs else f"no runs in {root}")
+    emit_json(json_file, {"runs": [run.record.model_dump(mode="json") | {"path": str(run.path)} for run in runs]})
 
 
 @app.command()
-def show(
-    run_id: Annotated[str, typer.Argument(metavar="ID", help="As `latentloom runs list` prints it.")],
-    root: RootOption = Path("runs"),
-    json_file: JsonOption = None,
-) -> None:
+def show(run_id: RunArgument, root: RootOption = Path("runs"), json_file: JsonOption = None) -> None:
     """Show the whole record of one run."""
     from rich.console import Console
     from rich.pretty import Pretty
@@ -52,3 +63,48 @@ def show(
         table.add_row(field, Text(value) if isinstance(value, str) else Pretty(value))
     Console().print(table)
     emit_json(json_file, record)
+
+
+@app.command()
+def decide(
+    run_id: RunArgument,
+    keep: Annotated[bool, typer.Option("--keep", help="The run's outcome is kept.")] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="It is dropped; no file is deleted.")] = False,
+    why: Annotated[str, typer.Option("--why", help="The reason, in words; required.")] = "",
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an earlier decision, which is noted.")] = False,
+    root: RootOption = Path("runs"),
+    json_file: JsonOption = None,
+) -> None:
+    """Write into a run's record whether it is kept or dropped, and why."""
+    from latentloom.runs.catalog import find_stored_run
+    from latentloom.runs.decisions import decide as write_decision
+
+    if keep == drop:
+        raise ConfigError(f"{'both' if keep else 'neither'} --keep and --drop given; give one of them")
+    if not why.strip():
+        raise ConfigError('no reason given; add --why "..."')
+    run = find_stored_run(root, run_id)
+    record = write_decision(run, "keep" if keep else "drop", why, replace=replace)
+    typer.echo(f"{run.name}: {decision_word(record)}, because {why.strip()}")
+    emit_json(json_file, record.model_dump(mode="json"))
+
+
+def decision_word(record: "RunRecord") -> str:
+    """`keep` or `drop` where somebody decided; nothing otherwise."""
+    from latentloom.runs.record import Decision
+
+    return record.decision.choice if isinstance(record.decision, Decision) else ""
+
+
+def training_line(record: "RunRecord") -> str:
+    """What a run trains, with steps and batch sizes."""
+    trainings = record.trainings.items()
+    return "; ".join(f"{name}: {facts.steps} steps of {facts.batch_size}" for name, facts in trainings)
+
+
+def duration(seconds: float | None) -> str:
+    """Hours, minutes and seconds; nothing for a run that has not ended."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
