@@ -9,12 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentloom.drifting.distances import Estimate, frechet_estimate, kernel_estimate, resample
+from latentloom.drifting.estimates import NUM_RESAMPLES, over_seeds, ratio_estimate
 from latentloom.drifting.images import Images
 from latentloom.drifting.judge import Judge
 from latentloom.errors import ShapeError
 
-NUM_RESAMPLES = 1000
-_TAIL = 0.025
 _IMAGES_AT_ONCE = 512
 
 
@@ -76,9 +75,9 @@ def score(
     return Scores(
         fd=frechet_estimate(features, truth, paired=True, seed=seed),
         kid=kernel_estimate(features, truth, paired=True, seed=seed),
-        accuracy=_ratio(is_right, torch.ones(len(refined)), times),
-        mse_missing=_ratio((errors * is_missing).sum(dim=1), num_missing, times) if num_missing.sum() else None,
-        mse_all=_ratio(errors.mean(dim=1), torch.ones(len(refined)), times),
+        accuracy=ratio_estimate(is_right, torch.ones(len(refined)), times),
+        mse_missing=ratio_estimate((errors * is_missing).sum(dim=1), num_missing, times) if num_missing.sum() else None,
+        mse_all=ratio_estimate(errors.mean(dim=1), torch.ones(len(refined)), times),
         num_images=len(refined),
     )
 
@@ -108,7 +107,7 @@ def score_real(
     return Scores(
         fd=frechet_estimate(features, truth, seed=seed),
         kid=kernel_estimate(features, truth, seed=seed),
-        accuracy=_ratio(is_right, torch.ones(len(rows)), times),
+        accuracy=ratio_estimate(is_right, torch.ones(len(rows)), times),
         mse_missing=None,
         mse_all=None,
         num_images=len(others),
@@ -147,19 +146,14 @@ def aggregate(scores: Sequence[Scores]) -> Scores:
     if len(scores) == 1:
         return scores[0]
     return Scores(
-        fd=_over_seeds([one.fd for one in scores]),
-        kid=_over_seeds([one.kid for one in scores]),
-        accuracy=_over_seeds([one.accuracy for one in scores]),
-        mse_missing=_over_seeds(missing) if (missing := _known([one.mse_missing for one in scores])) else None,
-        mse_all=_over_seeds(everywhere) if (everywhere := _known([one.mse_all for one in scores])) else None,
+        fd=over_seeds([one.fd for one in scores]),
+        kid=over_seeds([one.kid for one in scores]),
+        accuracy=over_seeds([one.accuracy for one in scores]),
+        mse_missing=over_seeds(missing) if (missing := _known([one.mse_missing for one in scores])) else None,
+        mse_all=over_seeds(everywhere) if (everywhere := _known([one.mse_all for one in scores])) else None,
         num_images=scores[0].num_images,
         num_seeds=len(scores),
     )
-
-
-def _over_seeds(estimates: Sequence[Estimate]) -> Estimate:
-    values = [estimate.value for estimate in estimates]
-    return Estimate(sum(values) / len(values), min(values), max(values))
 
 
 def _known(estimates: Sequence[Estimate | None]) -> list[Estimate]:
@@ -177,14 +171,3 @@ def _patch_errors(
             f"{given.shape[1]} patches with sides of {patch_size} are not those of an image of {height} x {width}"
         )
     return errors, ~given.cpu()
-
-
-def _ratio(numerators: Tensor, denominators: Tensor, times: Float[Tensor, "R N"]) -> Estimate:
-    """The sum of the one over the sum of the other, with the percentile interval over resamples of the rows."""
-    columns = torch.stack([numerators.double(), denominators.double()], dim=1)
-    top, bottom = columns.sum(dim=0)
-    value = float(top / bottom)
-    sums = times @ columns
-    kept = sums[sums[:, 1] > 0]
-    low, high = (kept[:, 0] / kept[:, 1]).quantile(torch.tensor([_TAIL, 1 - _TAIL], dtype=torch.float64)).tolist()
-    return Estimate(value, min(low, value), max(high, value))
