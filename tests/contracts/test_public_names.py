@@ -23,9 +23,9 @@ PUBLIC = {
     ),
     "latentloom.finetune.cache": "CacheModels CacheReport CachedDataset cache_dataset",
     "latentloom.keyframes": (
-        "add_frame_noise adjacent_targets frame_confidence frame_distance frame_levels interpolate_frames "
-        "interpolate_harmonic interpolate_idw interpolation_errors level_counts nested_frame_masks nested_masks "
-        "patchify replace_keyframes unpatchify"
+        "SinkhornWarper add_frame_noise adjacent_targets fit_warper frame_confidence frame_distance frame_levels "
+        "interpolate_frames interpolate_harmonic interpolate_idw interpolation_errors level_counts nested_frame_masks "
+        "nested_masks patchify replace_keyframes unpatchify"
     ),
     "latentloom.micro": "default_checkpoint",
     "latentloom.runs": (

@@ -9,13 +9,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentloom.errors import ShapeError
-from latentloom.keyframes import adjacent_targets, interpolate_frames, nested_frame_masks
+from latentloom.errors import ConfigError, ShapeError
+from latentloom.keyframes import SinkhornWarper, adjacent_targets, interpolate_frames, nested_frame_masks
 from latentloom.keyframes.frame_gaps import check_frames
 from latentloom.keyframes.frame_interpolation import FrameMode
 
 MODES: tuple[FrameMode, ...] = get_args(FrameMode)
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+def fill(values: torch.Tensor, mask: torch.Tensor, mode: FrameMode) -> torch.Tensor:
+    return interpolate_frames(values, mask, mode, warper_for(values, mode))
+
+
+def warper_for(values: torch.Tensor, mode: FrameMode) -> SinkhornWarper | None:
+    return SinkhornWarper(values.shape[1]).to(values.dtype) if mode == "learned" else None
 
 
 @st.composite
@@ -49,19 +57,19 @@ def masks(*rows: list[int], num_frames: int = 17) -> torch.Tensor:
 @given(clips=clips())
 def test_given_frames_come_back_bit_for_bit_and_others_are_never_read(mode, clips):
     values, mask = clips
-    filled = interpolate_frames(values, mask, mode)
+    filled = fill(values, mask, mode)
     assert filled.dtype == values.dtype
     assert filled.isfinite().all()
     assert torch.equal(filled.transpose(1, 2)[mask], values.transpose(1, 2)[mask])
     holed = values.masked_fill(~mask[:, None, :, None, None], float("nan"))
-    assert torch.equal(interpolate_frames(holed, mask, mode), filled)
+    assert torch.equal(fill(holed, mask, mode), filled)
 
 
 @pytest.mark.parametrize("mode", MODES)
 @given(clips=clips())
 def test_beyond_the_first_and_the_last_given_frame_that_one_is_held(mode, clips):
     values, mask = clips
-    filled = interpolate_frames(values, mask, mode)
+    filled = fill(values, mask, mode)
     for clip, source, row in zip(filled, values, mask, strict=True):
         first, last = row.nonzero().flatten()[[0, -1]].tolist()
         assert torch.equal(clip[:, :first], source[:, [first]].expand(-1, first, -1, -1))
@@ -71,8 +79,8 @@ def test_beyond_the_first_and_the_last_given_frame_that_one_is_held(mode, clips)
 @pytest.mark.parametrize("mode", MODES)
 def test_each_clip_is_filled_by_its_own_mask_as_it_would_be_alone(mode):
     values, mask = moving(3).float(), masks([0, 3, 11, 16], [2, 16])
-    together = interpolate_frames(values, mask, mode)
-    alone = torch.cat([interpolate_frames(values[[i]], mask[[i]], mode) for i in range(2)])
+    together = fill(values, mask, mode)
+    alone = torch.cat([fill(values[[i]], mask[[i]], mode) for i in range(2)])
     assert torch.allclose(together, alone, atol=1e-5, rtol=0)
 
 
@@ -131,10 +139,10 @@ def test_gradients_reach_given_frames_only(mode):
 def test_the_target_of_a_level_is_the_reconstruction_one_level_denser(mode):
     values = moving(3).float().repeat(2, 1, 1, 1, 1)
     levels = nested_frame_masks(17, 3, 4, torch.Generator().manual_seed(0), schedule="random")
-    targets = adjacent_targets(values, levels, torch.tensor([0, 1, 2, 0]), mode)
+    targets = adjacent_targets(values, levels, torch.tensor([0, 1, 2, 0]), mode, warper_for(values, mode))
     assert torch.equal(targets[[0, 3]], values[[0, 3]])
-    expected = interpolate_frames(values[1:3], torch.stack([levels[0, 1], levels[1, 2]]), mode)
-    assert torch.allclose(targets[1:3], expected, atol=1e-6)
+    expected = fill(values[1:3], torch.stack([levels[0, 1], levels[1, 2]]), mode)
+    assert torch.allclose(targets[1:3], expected, atol=1e-4)
     assert torch.equal(targets[1:3].transpose(1, 2)[levels[2, 1:3]], values[1:3].transpose(1, 2)[levels[2, 1:3]])
 
 
@@ -150,7 +158,14 @@ def test_clips_and_masks_that_do_not_fit_are_refused_and_never_transposed(shape,
 @pytest.mark.parametrize("mode", MODES)
 def test_a_clip_without_a_given_frame_is_refused(mode):
     with pytest.raises(ShapeError, match=r"clip 1 of a mask of frames \(2, 17\) has no given frame"):
-        interpolate_frames(moving(1), masks([0], []), mode)
+        fill(moving(1), masks([0], []), mode)
+
+
+def test_a_warper_belongs_to_the_learned_mode_alone():
+    with pytest.raises(ConfigError, match="mode 'learned' without a warper; give one for 'learned' alone"):
+        interpolate_frames(moving(1), masks([0], [0]), "learned")
+    with pytest.raises(ConfigError, match="mode 'flow' with a warper"):
+        interpolate_frames(moving(1), masks([0], [0]), "flow", SinkhornWarper())
 
 
 def test_levels_that_the_masks_lack_are_refused():

@@ -8,10 +8,13 @@ from latentloom.keyframes.interpolate import interpolate_idw
 from latentloom.keyframes.measure import interpolation_errors
 from latentloom.keyframes.patches import patchify, unpatchify
 from latentloom.keyframes.schedule import level_counts, nested_masks
+from latentloom.keyframes.sinkhorn import SinkhornWarper, fit_warper
 
 __all__ = [
+    "SinkhornWarper",
     "add_frame_noise",
     "adjacent_targets",
+    "fit_warper",
     "frame_confidence",
     "frame_distance",
     "frame_levels",
