@@ -45,6 +45,16 @@ def test_a_run_leaves_its_files(finished: Path):
     assert "thirty boats" in (finished / "report.html").read_text("utf-8")
 
 
+def test_the_run_says_what_it_trained_before_it_started(finished: Path):
+    record = RunRecord.read(finished)
+    facts = record.trainings["adapter"]
+    assert (facts.data.pattern, facts.batch_size, facts.steps) == ("thirty boats", facts.data.num_samples, 2)
+    assert facts.sampling is not None
+    assert facts.temperatures == (SETTINGS.tau,)
+    assert [(encoder.checkpoint, encoder.frozen) for encoder in facts.encoders or ()] == [("e", True)]
+    assert (record.throughput["pairs"] or 0) > 0
+
+
 def test_both_formats_hold_the_same_adapter_and_record(finished: Path, cache):
     files = [finished / f"embdelta_adapter{suffix}" for suffix in (".safetensors", ".pt")]
     one, other = (load_embdelta_adapter(file, cache.dim) for file in files)

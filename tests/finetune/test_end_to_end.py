@@ -47,6 +47,20 @@ def test_a_run_leaves_record_report_curves_samples_and_weights(encoder_run):
     assert (before != after).any()
 
 
+def test_the_record_says_what_was_trained_on_what(encoder_run):
+    record = RunRecord.read(encoder_run)
+    facts = record.trainings["encoder"]
+    assert facts.trained == "text encoder, the top 1 blocks"
+    assert {encoder.name: encoder.frozen for encoder in facts.encoders or ()} == {
+        **{"text encoder": False, "DiT": True, "VAE": True}
+    }
+    assert (facts.batch_size, facts.steps) == (4, 2)
+    assert facts.data.num_held_out
+    assert facts.data.num_samples + facts.data.num_held_out == 8
+    assert record.throughput["clips"]
+    assert {"report.html", "loss.jsonl", "tensorboard"} <= set(record.artifacts)
+
+
 def test_a_part_of_the_encoder_is_written_and_completed_when_read(encoder_run):
     base = dict(read_text_encoder(micro_wan_weights(), dtype=torch.float32).named_parameters())
     tuned = dict(read_text_encoder(micro_wan_weights(), encoder_run / "epoch1", torch.float32).named_parameters())

@@ -17,6 +17,8 @@ app.command("compare")(compare)
 
 RootOption = Annotated[Path, typer.Option("--root", help="Folder that holds the run folders, at any depth.")]
 ID_HELP = "As `latentloom runs list` prints it, the beginning of it, or the path of a run folder."
+#: Characters that the list gives to what a run trains, before a long command is cut further.
+WIDEST = 60
 RunArgument = Annotated[str, typer.Argument(metavar="ID", help=ID_HELP)]
 
 
@@ -30,17 +32,23 @@ def list_(root: RootOption = Path("runs"), json_file: JsonOption = None) -> None
     from latentloom.runs.catalog import stored_runs
 
     runs = stored_runs(root)
+    rows = [
+        (
+            run.name,
+            run.record.status,
+            decision_word(run.record),
+            duration(run.record.seconds),
+            training_line(run.record),
+        )
+        for run in runs
+    ]
     table = Table(box=None)
-    table.add_column("id", no_wrap=True, min_width=max((len(run.name) for run in runs), default=0))
-    table.add_column("status", no_wrap=True, min_width=len("interrupted"))
-    table.add_column("decision", no_wrap=True, min_width=len("decision"))
-    table.add_column("took", no_wrap=True, justify="right", min_width=len("0:00:00"))
-    table.add_column("training", no_wrap=True, overflow="ellipsis", ratio=2)
-    table.add_column("command", no_wrap=True, overflow="ellipsis", ratio=3)
-    for run in runs:
-        record = run.record
-        facts = (decision_word(record), duration(record.seconds), training_line(record), record.command)
-        table.add_row(run.name, record.status, *(Text(fact) for fact in facts))
+    for place, column in enumerate(("id", "status", "decision", "took", "training")):
+        widest = max((len(row[place]) for row in rows), default=0)
+        table.add_column(column, no_wrap=True, min_width=min(widest, WIDEST) if column == "training" else widest)
+    table.add_column("command", no_wrap=True, overflow="ellipsis")  # gives way to the others
+    for row, run in zip(rows, runs, strict=True):
+        table.add_row(*(Text(fact) for fact in (*row, run.record.command)))
     console = Console()
     # off a terminal rich assumes 80 columns, which leaves the command no room
     (console if console.is_terminal else Console(width=160)).print(table if runs else f"no runs in {root}")
@@ -80,7 +88,7 @@ def decide(
     from latentloom.runs.decisions import decide as write_decision
 
     if keep == drop:
-        raise ConfigError(f"{'both' if keep else 'neither'} --keep and --drop given; give one of them")
+        raise ConfigError(f"{'both' if keep else 'neither'} of --keep and --drop given; give one of them")
     if not why.strip():
         raise ConfigError('no reason given; add --why "..."')
     run = find_stored_run(root, run_id)
