@@ -29,7 +29,7 @@ from latentloom.drifting.clips.clip_sample import (
     ClipSample,
     Shape,
 )
-from latentloom.drifting.clips.shard_stream import is_member, log_skipped, no_clip_left, stem_and_suffix
+from latentloom.drifting.clips.shard_stream import TWICE, is_member, log_skipped, no_clip_left, stem_and_suffix
 from latentloom.drifting.clips.shards import Shards, ends_whole
 from latentloom.errors import CorruptFileError, FileError
 from latentloom.runs import track
@@ -143,6 +143,8 @@ def _scan(shards: Shards) -> ScannedShards:
     for number in track(len(shards.paths), "checking shards"):
         path = shards.paths[number]
         for key, members in _clips_of(path):
+            if members.pop(TWICE, None) is not None:
+                skipped[TWICE] += 1
             try:
                 clip, checksum = _check(decoder, path, number, key, members)
             except BadClipError as bad:
@@ -167,7 +169,7 @@ def _clips_of(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
             members = {}
         key = stem
         if suffix in members:
-            members["member twice"] = (0, 0)
+            members[TWICE] = (start, num_bytes)
         else:
             members[suffix] = (start, num_bytes)
     if members:

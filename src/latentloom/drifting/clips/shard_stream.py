@@ -15,6 +15,7 @@ from latentloom.errors import CorruptFileError
 
 logger = logging.getLogger(__name__)
 
+TWICE = "member twice"  # of which the first is used
 NUM_NAMED = 20  # skipped clips that the log names; the others are counted
 REST_AT_ONCE = 2**20
 
@@ -91,7 +92,7 @@ class ShardStream:
             yield {}  # where a shard ends, a clip ends
 
     def _count_failure(self, error: Exception) -> bool:
-        self._count(BadClipError("member twice", str(error.args[0])[:100]), "")
+        self._count(BadClipError(TWICE, str(error.args[0])[:100]), "")
         return True
 
     def _count(self, bad: BadClipError, place: str) -> None:

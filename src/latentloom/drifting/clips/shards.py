@@ -67,7 +67,8 @@ def ends_whole(path: Path) -> bool:
 def _paths_of(root: Path | str) -> list[Path]:
     folder = Path(root)
     if folder.is_dir():
-        paths = sorted(folder.glob("*.tar"))
+        # a killed writer leaves its unfinished shard under a hidden name
+        paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
         if paths:
             return paths
         nested = sorted({path.parent.name for path in folder.glob("*/*.tar")})
