@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from latentloom.cli.main import run as run_command
-from latentloom.drifting.claims import images_digest
+from latentloom.drifting.claims import samples_digest
 from latentloom.drifting.config import DriftConfig
 from latentloom.drifting.data import load_data
 from latentloom.drifting.evaluate_refiner import evaluate_refiner
@@ -113,7 +113,7 @@ def photos(finished, tmp_path):
     changes = {"dataset": "imagefolder", "data_root": folder, "fake_classes": 10, "fake_images": 512}
     config = DriftConfig.model_validate({**SETTINGS, **changes})
     path = tmp_path / "photos.safetensors"
-    save_refiner(path, refiner, config, {"images": images_digest(load_data(config, CPU))})
+    save_refiner(path, refiner, config, {"images": samples_digest(load_data(config, CPU).train.fingerprint)})
     return path, folder
 
 

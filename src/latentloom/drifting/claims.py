@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from latentloom.drifting.data import ImageData
 from latentloom.drifting.processes import wait_for_all
 from latentloom.errors import ConfigError, CorruptFileError
 from latentloom.runs import process_rank
@@ -15,21 +14,22 @@ from latentloom.storage import write_json
 SETTINGS_NAME = "settings.json"
 
 
-def identity(settings: Mapping[str, Any], data: ImageData, effective_batch: int) -> dict[str, Any]:
+def identity(settings: Mapping[str, Any], description: str, fingerprint: str, effective_batch: int) -> dict[str, Any]:
     """What makes a run the one it is, as JSON values.
 
     Args:
         settings: those that its weights depend on.
-        data: its images.
-        effective_batch: images per optimizer step, which follows from the number of processes too.
+        description: of its data, in a line.
+        fingerprint: of the samples that it is trained on.
+        effective_batch: samples per optimizer step, which follows from the number of processes too.
     """
-    about = {"effective_batch": effective_batch, "data": data.description, "images": images_digest(data)}
+    about = {"effective_batch": effective_batch, "data": description, "images": samples_digest(fingerprint)}
     return {**settings, **about}
 
 
-def images_digest(data: ImageData) -> str:
-    """Sixteen hex digits that tell these images from others."""
-    return hashlib.sha256(data.train.fingerprint.encode()).hexdigest()[:16]
+def samples_digest(fingerprint: str) -> str:
+    """Sixteen hex digits that tell samples of this fingerprint from others."""
+    return hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
 
 
 def refuse_other_run(folder: Path, run: Mapping[str, Any]) -> None:

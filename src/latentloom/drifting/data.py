@@ -49,6 +49,8 @@ def load_data(config: DataConfig, device: torch.device) -> ImageData:
         FileError: a folder or file that is missing, empty or of another kind, or latents of something else.
     """
     _refuse_idle_settings(config)
+    if config.dataset == "shards":
+        return _frames_of_shards(config, device)
     images, to_pixels = _open_latents(config, device) if config.input_space == "latent" else _open_pixels(config)
     num_images = len(images) // 2 if images.is_mirrored else len(images)
     labels, names = images.labels[:num_images], images.class_names
@@ -61,6 +63,20 @@ def load_data(config: DataConfig, device: torch.device) -> ImageData:
         to_pixels,
         _describe(config, images, num_images, len(train), len(held_out)),
     )
+
+
+def _frames_of_shards(config: DataConfig, device: torch.device) -> ImageData:
+    from latentloom.drifting.clips.config import ClipDataConfig
+    from latentloom.drifting.clips.data import frame_data, load_clips
+
+    assert config.data_root is not None
+    names = {"data_root", "held_out_share", "split_seed"}
+    clips = load_clips(ClipDataConfig(**config.model_dump(include=names)), device)
+    if clips.space != config.input_space:
+        raise ConfigError(
+            f"{config.data_root} holds {clips.space}s; set input_space = {clips.space!r}, not {config.input_space!r}"
+        )
+    return frame_data(clips)
 
 
 def split_by_class(
@@ -157,6 +173,9 @@ def _refuse_idle_settings(config: DataConfig) -> None:
     for name in ("image_size", "latent_cache"):
         if config.dataset == "latents" and getattr(config, name) is not None:
             raise ConfigError(f"{name} has no effect with dataset = 'latents'; leave it out")
+    for name in ("image_size", "latent_cache", "flip", "validation_share", "vae_root"):
+        if config.dataset == "shards" and getattr(config, name):
+            raise ConfigError(f"{name} has no effect with dataset = 'shards'; leave it out")
 
 
 def _digits(size: int) -> TensorImages:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from latentloom.drifting.claims import images_digest
+from latentloom.drifting.claims import samples_digest
 from latentloom.drifting.data import ImageData, load_data
 from latentloom.drifting.evaluate import score_real
 from latentloom.drifting.held_out import HeldOut
@@ -68,8 +68,8 @@ def _require_its_images(path: Path, refiner: Refiner, data: ImageData) -> None:
             f"{path} knows {refiner.network.shape.num_classes} classes, and the data has "
             f"{len(data.train.class_names)}; give the data of its training"
         )
-    trained_on = (read_module(path).record or {}).get("images", images_digest(data))
-    if trained_on != images_digest(data):
+    trained_on = (read_module(path).record or {}).get("images", samples_digest(data.train.fingerprint))
+    if trained_on != samples_digest(data.train.fingerprint):
         raise CheckpointError(
             f"{path} was trained on other images, or names, sizes or times of their files have changed, so that the "
             "held-out ones cannot be told; give the data of its training, or a copy that keeps the times (cp -a)"

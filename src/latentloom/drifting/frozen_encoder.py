@@ -60,6 +60,21 @@ def encoder_digest(config: DriftConfig) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
+def mae_batch_size() -> int:
+    """Images of each process in a step of an autoencoder that a run trains itself.
+
+    Raises:
+        ConfigError: a number of processes that cannot share the step.
+    """
+    count = num_processes()
+    if MAE_BATCH % count:
+        raise ConfigError(
+            f"{count} processes cannot share the {MAE_BATCH} images of an autoencoder's step evenly; train it with "
+            "`latentloom drift train-mae` first, and give feature_checkpoint"
+        )
+    return MAE_BATCH // count
+
+
 def _compares_features(config: DriftConfig) -> bool:
     return config.objective == "drift" and config.feature_loss_weight > 0
 
@@ -67,14 +82,8 @@ def _compares_features(config: DriftConfig) -> bool:
 def _train_autoencoder(config: DriftConfig, data: ImageData, folder: Path) -> Path:
     from latentloom.drifting.train_mae import train_mae
 
-    count = num_processes()
-    if MAE_BATCH % count:
-        raise ConfigError(
-            f"{count} processes cannot share the {MAE_BATCH} images of an autoencoder's step evenly; train it with "
-            "`latentloom drift train-mae` first, and give feature_checkpoint"
-        )
     of_data = {name: getattr(config, name) for name in DataConfig.model_fields}
-    settings = MaeConfig(**of_data, steps=config.feature_mae_steps, batch_size=MAE_BATCH // count, device=config.device)
+    settings = MaeConfig(**of_data, steps=config.feature_mae_steps, batch_size=mae_batch_size(), device=config.device)
     return train_mae(data, settings, folder)
 
 

@@ -10,22 +10,11 @@ from numpy import ndarray
 
 from latentloom.drifting.distances import Estimate
 from latentloom.drifting.evaluate import Scores, aggregate
-from latentloom.drifting.report_curves import plot_curves
+from latentloom.drifting.report_curves import CURVE_PANELS, plot_curves
+from latentloom.drifting.report_tables import add_table
 from latentloom.runs import Report
 
 REAL = "real images"
-_PANELS = {
-    "": (
-        "Training",
-        "The loss, the learning rate and the like by step. The drifting loss stays level, since forces are normalised; "
-        "progress shows in the evaluation.",
-    ),
-    "eval": ("Evaluation", "Scores of held-out images by step, refined by the averaged weights."),
-    "interp": ("Interpolation", "The error of the interpolation that the refiner starts from, by step."),
-    "kernel": ("Kernel", "The kernel of the field by step; a colour per temperature where it has one."),
-    "queue": ("Queues", "How full the queues are, and how evenly their classes are fed."),
-    "separation": ("Features", "How well the refined images' classes are told apart in the feature space."),
-}
 
 
 @dataclass
@@ -75,18 +64,18 @@ def write_drift_report(path: Path | str, content: DriftReport) -> Path:
         report.paragraph(f"Decision: {decision}" if content.decision else decision)
     if content.methods:
         _add_scores(report, content)
-    _add_table(report, "What was run", "fact", content.facts)
+    add_table(report, "What was run", "fact", content.facts)
     if content.grids:
         report.heading("Images")
         for caption, picture in content.grids:
             report.image(picture, caption)
-    for prefix, (heading, caption) in _PANELS.items():
+    for prefix, (heading, caption) in CURVE_PANELS.items():
         figure = plot_curves(content.curves, prefix)
         if figure is not None:
             report.heading(heading)
             report.figure(figure, caption)
-    _add_table(report, "Diagnostics of the last step", "figure", content.diagnostics)
-    _add_table(report, "Settings", "setting", content.settings)
+    add_table(report, "Diagnostics of the last step", "figure", content.diagnostics)
+    add_table(report, "Settings", "setting", content.settings)
     report.write(path)
     return Path(path)
 
@@ -157,18 +146,6 @@ def _add_scores(report: Report, content: DriftReport) -> None:
             "clean held-out images. It is no bound: a method's images are compared with the very images they were made "
             "from, and exact copies of those have an FD of 0."
         )
-
-
-def _add_table(report: Report, heading: str, column: str, values: Mapping[str, Any]) -> None:
-    if values:
-        report.heading(heading)
-        report.table([column, "value"], [[name, _stated(value)] for name, value in values.items()])
-
-
-def _stated(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return ", ".join(str(item) for item in value) if value else None
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
 def _with_interval(estimate: Estimate | None, percent: bool = False) -> str | None:

@@ -10,6 +10,20 @@ from matplotlib.lines import Line2D
 
 Curves = Mapping[str, Sequence[Mapping[str, float]]]
 
+#: By prefix of the measures: heading and caption of their figure on a page.
+CURVE_PANELS = {
+    "": (
+        "Training",
+        "The loss, the learning rate and the like by step. The drifting loss stays level, since forces are normalised; "
+        "progress shows in the evaluation.",
+    ),
+    "eval": ("Evaluation", "Scores of held-out samples by step, refined by the averaged weights."),
+    "interp": ("Interpolation", "The error of the interpolation that the refiner starts from, by step."),
+    "kernel": ("Kernel", "The kernel of the field by step; a colour per temperature where it has one."),
+    "queue": ("Queues", "How full the queues are, and how evenly their classes are fed."),
+    "separation": ("Features", "How well the refined samples' classes are told apart in the feature space."),
+}
+
 _NOT_MEASURES = ("step", "seconds")
 _COLUMNS = 3
 _POINTS_MARKED = 12  # fewer are shown as dots too

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from latentloom.drifting.claims import claim_folder, identity, images_digest
+from latentloom.drifting.claims import claim_folder, identity, samples_digest
 from latentloom.drifting.config import DriftConfig
 from latentloom.drifting.corruption import Keypatches
 from latentloom.drifting.data import ImageData, load_data
@@ -74,7 +74,7 @@ def run_drift(config: DriftConfig, out_dir: Path) -> Outcome | None:
         features = out_dir / "features"
         encoder = None if trains_encoder(config) else make_encoder(config, data, features, device)
         settings = config.model_dump(mode="json", exclude=CHANGEABLE) | {"feature_weights": encoder_digest(config)}
-        claim_folder(out_dir, identity(settings, data, effective_batch(config)))
+        claim_folder(out_dir, identity(settings, data.description, data.train.fingerprint, effective_batch(config)))
         with disk_failures_said(out_dir):
             if trains_encoder(config):
                 encoder = make_encoder(config, data, features, device)
@@ -166,7 +166,7 @@ def _train(
     folder.mkdir(parents=True, exist_ok=True)
     refiner = train_refiner(data, encoder, config, seed, folder, device, held_out.measure if held_out else None)
     if process_rank() == 0:
-        record = {"seed": seed, "data": data.description, "images": images_digest(data)}
+        record = {"seed": seed, "data": data.description, "images": samples_digest(data.train.fingerprint)}
         record |= {"effective_batch": effective_batch(config), "processes": num_processes()}
         save_refiner(path, refiner, config, record)
         (folder / STATE_NAME).unlink()

@@ -269,4 +269,4 @@ def tensorboard_watch(run: RunFolder, batch: int) -> Watch:
 
 def _identity(data: ImageData, config: MaeConfig) -> dict[str, Any]:
     settings = config.model_dump(mode="json", exclude=_CHANGEABLE)
-    return identity(settings, data, effective_batch(config))
+    return identity(settings, data.description, data.train.fingerprint, effective_batch(config))

@@ -70,9 +70,9 @@ class ClipConfig(FieldConfig, ClipDataConfig):
     )
     n_classes_step: Count = Field(default=4, description="Classes per batch and process.")
     n_gen_per_class: Count = Field(default=8, description="Refined clips per class.")
-    drift_n_pos: Count = Field(default=32, description="Real clips per class that attract; the batch's own among them.")
+    drift_n_pos: Count = Field(default=32, description="Real clips per class that attract.")
     drift_n_unc: Number = Field(default=0, description="Real clips of any class that repel, weighted by alpha.")
-    queue_pos: Count = Field(default=64, description="Real clips kept per class.")
+    queue_pos: Count = Field(default=32, description="Real clips kept per class.")
     queue_neg: Count = Field(default=32, description="Refined clips kept per class.")
     queue_unc: Count = Field(default=128, description="Real clips kept of all classes.")
     cfg_alpha_values: tuple[float, ...] = Field(

@@ -1,0 +1,76 @@
+"""The pseudo-classes of a run's clips: of a codebook that is given, or of one that is fitted to the training clips."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from latentloom.drifting.clips.clip_sample import ClipSample
+from latentloom.drifting.clips.condition import fit_condition_encoder
+from latentloom.drifting.clips.condition_parts import ConditionSettings
+from latentloom.drifting.clips.config import ClipConfig
+from latentloom.drifting.clips.data import ClipData, Clips
+from latentloom.drifting.processes import wait_for_all
+from latentloom.drifting.representation.codebook import Codebook, load_codebook
+from latentloom.drifting.representation.kmeans import fit_kmeans
+from latentloom.errors import ConfigError, ShapeError
+from latentloom.runs import process_rank, track
+
+CODEBOOK_FILE = "codebook.safetensors"
+_CLIPS_AT_ONCE = 64
+
+
+def make_classes(config: ClipConfig, data: ClipData, folder: Path) -> tuple[Codebook, ClipData]:
+    """The codebook of the settings, and the data with the label of every clip.
+
+    Classes without a training clip are left out. A codebook that is fitted here is kept in `folder`.
+
+    Raises:
+        ConfigError: more classes than training clips, or a codebook for other clips.
+        FileError: no such codebook.
+    """
+    path = folder / CODEBOOK_FILE
+    if config.codebook is not None:
+        codebook = load_codebook(config.codebook)
+    else:
+        if not path.exists() and process_rank() == 0:
+            _fit(config, data).save(path)
+        wait_for_all()  # else a slower process would not find what the first one writes
+        codebook = load_codebook(path)
+    try:
+        labels = classify(codebook, data.train)
+    except ShapeError as error:
+        raise ConfigError(f"{config.codebook or path} is of other clips: {error}") from error
+    present = labels.unique()
+    codebook = Codebook(codebook.centroids[present], codebook.encoder, codebook.record)
+    labels = torch.searchsorted(present, labels)
+    held_out = data.held_out.labelled(classify(codebook, data.held_out))
+    return codebook, data.labelled(data.train.labelled(labels), held_out)
+
+
+def classify(codebook: Codebook, clips: Clips) -> Int64[Tensor, "N"]:
+    """The pseudo-class of every clip."""
+    labels = [
+        codebook.classify([clips.index.sample(row) for row in part.tolist()])
+        for part in track(clips.rows.split(_CLIPS_AT_ONCE), "pseudo-classes")
+    ]
+    return torch.cat(labels)
+
+
+def _fit(config: ClipConfig, data: ClipData) -> Codebook:
+    num_classes = config.num_pseudo_classes
+    if num_classes > len(data.train):
+        raise ConfigError(
+            f"num_pseudo_classes = {num_classes} for {len(data.train)} training clips; give at most as many"
+        )
+    settings = ConditionSettings(min_given=config.min_keyframes, text_weight=1.0 if data.text_width else 0.0)
+    encoder, vectors, num_clips = fit_condition_encoder(_samples(data.train), settings, seed=config.split_seed)
+    clusters = fit_kmeans(vectors, num_classes, seed=config.split_seed)
+    return Codebook(clusters.centroids, encoder, {"data": data.description, "num_clips": num_clips})
+
+
+def _samples(clips: Clips) -> Iterator[ClipSample]:
+    for row in clips.rows.tolist():
+        yield clips.index.sample(row)

@@ -1,0 +1,141 @@
+"""A trained refiner of clips, with all that makes its input, in one file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from latentloom.drifting.clips.condition import load_condition_encoder
+from latentloom.drifting.clips.config import ClipConfig
+from latentloom.drifting.clips.corruption import FilledClips, Keyframes
+from latentloom.drifting.clips.manifest import ShardManifest
+from latentloom.drifting.clips.refiner import TokenRefiner, TokenRefinerShape
+from latentloom.drifting.representation.codebook import Codebook
+from latentloom.errors import CheckpointError, FileError
+from latentloom.keyframes import frame_confidence
+from latentloom.keyframes.sinkhorn import SinkhornWarper
+from latentloom.storage import read_module, save_module
+
+_PARTS = ("network", "warper", "classes", "condition")
+
+
+@dataclass(frozen=True, eq=False)
+class ClipRefiner:
+    """A refiner with what makes its input.
+
+    Attributes:
+        network: takes filled clips, conditions and texts, and gives clips.
+        keyframes: fills clips in.
+        classes: says which pseudo-class a prompt with keyframes belongs to.
+        manifest: of the shards it was trained on; None for shards of other programs.
+    """
+
+    network: nn.Module
+    keyframes: Keyframes
+    classes: Codebook
+    manifest: ShardManifest | None
+
+    @torch.no_grad()
+    def complete(
+        self,
+        filled: FilledClips,
+        masks: Bool[Tensor, "L B T"],
+        classes: Int64[Tensor, "B"],
+        alpha: Float[Tensor, "B"],
+        text: Float[Tensor, "B L2 E"] | None = None,
+        text_mask: Bool[Tensor, "B L2"] | None = None,
+    ) -> Float[Tensor, "B C T H W"]:
+        """Refine interpolated clips: in one step, or level by level where it was trained on neighbouring levels.
+
+        Args:
+            filled: what the refiner is given, at any level.
+            masks: given frames of every level; level by level, frames of the next one are taken from the step before.
+            classes: pseudo-classes.
+            alpha: guidance strengths.
+            text, text_mask: the prompts' tokens, padded, and true where there is one.
+        """
+        if self.keyframes.config.target == "clean":
+            return self.network(
+                filled.values, filled.given, filled.confidence, classes, filled.level, alpha, text, text_mask
+            )
+        values, level = filled.values, filled.level
+        for _ in range(int(filled.level.max()) + 1):
+            given = masks[level.clamp_min(0), torch.arange(len(level), device=level.device)]
+            # what an earlier step made is taken for given, and trusted less
+            interpolated = self.keyframes.interpolate(values, given)
+            confidence = frame_confidence(given, replaced=given & ~filled.given)
+            refined = self.network(
+                interpolated, given & filled.given, confidence, classes, level.clamp_min(0), alpha, text, text_mask
+            )
+            values = torch.where((level >= 0).view(-1, 1, 1, 1, 1), refined, values)
+            level = level - 1
+        return values
+
+
+def save_clip_refiner(path: Path | str, refiner: ClipRefiner, config: ClipConfig, record: Mapping[str, Any]) -> None:
+    """Write a refiner.
+
+    Args:
+        path: ends in .safetensors.
+        refiner: of averaged weights.
+        config: the training's settings.
+        record: how it came about, JSON values.
+    """
+    network = refiner.network
+    assert isinstance(network, TokenRefiner)
+    parts: dict[str, Mapping[str, Tensor]] = {
+        "network": network.state_dict(),
+        "classes": {"centroids": refiner.classes.centroids},
+        "condition": refiner.classes.encoder.state_dict(),
+    }
+    if refiner.keyframes.warper is not None:
+        parts["warper"] = refiner.keyframes.warper.state_dict()
+    tensors = {f"{part}.{name}": value for part, state in parts.items() for name, value in state.items()}
+    settings = {
+        "shape": network.shape.model_dump(mode="json"),
+        "settings": config.model_dump(mode="json"),
+        "condition": refiner.classes.encoder.config(),
+        "manifest": refiner.manifest.model_dump(mode="json") if refiner.manifest is not None else None,
+    }
+    save_module(path, tensors, type(network).__name__, settings, record)
+
+
+def load_clip_refiner(path: Path | str, device: torch.device | str = "cpu") -> tuple[ClipRefiner, ClipConfig]:
+    """A refiner from its file, frozen, and the settings it was trained with.
+
+    Raises:
+        FileError: no such file, or a file of something else.
+        CheckpointError: its tensors are not those of its settings.
+    """
+    stored = read_module(path)
+    if stored.kind != TokenRefiner.__name__:
+        raise FileError(f"{path} holds {stored.kind}; give a refiner of clips that `latentloom drift train` wrote")
+    try:
+        shape = TokenRefinerShape.model_validate(stored.config["shape"])
+        config = ClipConfig.model_validate(stored.config["settings"])
+        manifest = stored.config["manifest"]
+        manifest = ShardManifest.model_validate(manifest) if manifest is not None else None
+        parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
+        for name, value in stored.tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = value
+        encoder = load_condition_encoder(stored.config["condition"], parts["condition"])
+        classes = Codebook(parts["classes"]["centroids"], encoder)
+        network = TokenRefiner(shape)
+        network.load_state_dict(parts["network"])
+        warper = _warper(parts["warper"], shape.channels) if config.interp_mode == "learned" else None
+    except (KeyError, ValueError, ValidationError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not hold what its settings say; train it again") from error
+    network = network.to(device).eval().requires_grad_(False)
+    return ClipRefiner(network, Keyframes(config, shape.num_frames, warper), classes, manifest), config
+
+
+def _warper(state: Mapping[str, Tensor], channels: int) -> SinkhornWarper:
+    warper = SinkhornWarper(channels)
+    warper.load_state_dict(state)
+    return warper.eval().requires_grad_(False)

@@ -1,0 +1,215 @@
+"""A run of `latentloom drift train` on clips: its refiners, what they reached beside interpolation, and its page."""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentloom.drifting.claims import claim_folder, identity, samples_digest
+from latentloom.drifting.clips.classes import make_classes
+from latentloom.drifting.clips.config import ClipConfig
+from latentloom.drifting.clips.corruption import Keyframes
+from latentloom.drifting.clips.data import ClipData, load_clips
+from latentloom.drifting.clips.experiment import clip_trainings
+from latentloom.drifting.clips.fitted_warper import make_keyframes
+from latentloom.drifting.clips.frame_encoder import make_frame_encoder
+from latentloom.drifting.clips.held_out import HeldOutClips
+from latentloom.drifting.clips.pixels import ClipSpace
+from latentloom.drifting.clips.refiner_files import ClipRefiner, load_clip_refiner, save_clip_refiner
+from latentloom.drifting.clips.report import ClipReport, LevelScores, compare_levels, write_clip_report
+from latentloom.drifting.clips.train import train_clip_refiner
+from latentloom.drifting.idle_settings import idle_settings
+from latentloom.drifting.processes import joined_processes, num_processes, wait_for_all
+from latentloom.drifting.representation.codebook import Codebook
+from latentloom.drifting.train import CURVE_NAME, STATE_NAME, effective_batch
+from latentloom.drifting.trainings import (
+    METHODS,
+    REFINER_NAME,
+    last_measures,
+    steps_to_do,
+    training_folder,
+    trainings,
+    write_curves,
+)
+from latentloom.runs import RunFolder, process_rank
+from latentloom.storage import write_json
+from latentloom.storage.atomic import disk_failures_said
+from latentloom.training import read_curve
+
+#: Settings that leave the weights of each training as they are.
+CHANGEABLE = {"seeds", "mse_baseline", "eval_clips", "eval_levels", "eval_alpha", "log_every", "save_every", "device"}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClipOutcome:
+    """What a run came to.
+
+    Attributes:
+        levels: scores of every method at every level.
+        results: those of the record.
+        decision: what follows from them.
+    """
+
+    levels: list[LevelScores]
+    results: dict[str, Any]
+    decision: str
+
+
+def run_clips(config: ClipConfig, out_dir: Path) -> ClipOutcome | None:
+    """Train a refiner of clips for each seed, score them on held-out clips, and leave everything in `out_dir`.
+
+    Under torchrun every process calls it; the first one writes, and the others are given None. An interrupted run
+    goes on exactly where it stopped; finished trainings in the folder are not repeated.
+
+    Args:
+        config: the settings.
+        out_dir: the run folder: `report.html`, `metrics.json`, and `seedN-drift/refiner.safetensors`.
+
+    Raises:
+        LatentLoomError: the user's mistakes, of whichever kind.
+    """
+    with joined_processes(config.device) as device:
+        data = load_clips(config, device)
+        Keyframes(config, data.train.shape[1])
+        facts = clip_trainings(config, data, effective_batch(config))
+        settings = config.model_dump(mode="json", exclude=CHANGEABLE)
+        claim_folder(out_dir, identity(settings, data.description, data.train.fingerprint, effective_batch(config)))
+        with disk_failures_said(out_dir):
+            if process_rank() != 0:
+                _Run(config, data, out_dir, device).train_all()
+                return None
+            with RunFolder.at(out_dir, config, data=data.description, seeds=config.seeds, trainings=facts) as run:
+                return _Run(config, data, out_dir, device).finish(run)
+
+
+class _Run:
+    """What all trainings of a run share."""
+
+    def __init__(self, config: ClipConfig, data: ClipData, out_dir: Path, device: torch.device) -> None:
+        self.config = config
+        self.out_dir = out_dir
+        self.device = device
+        self.classes, self.data = make_classes(config, data, out_dir / "classes")
+        self.keyframes = make_keyframes(config, self.data, out_dir / "interpolation", device)
+        self.encoder = make_frame_encoder(config, self.data, out_dir / "features", device)
+
+    def train_all(self) -> None:
+        """Every training, in a process that writes nothing."""
+        for seed, objective in trainings(self.config):
+            self._train(seed, objective, None)
+
+    def finish(self, run: RunFolder) -> ClipOutcome:
+        """Every training, its scores, and the page."""
+        config = self.config
+        held_out = HeldOutClips(self.data, config, self.keyframes, _space(self.data, config, self.device), self.device)
+        refiners: dict[str, list[ClipRefiner]] = {}
+        curves = {}
+        for seed, objective in trainings(config):
+            started, folder = time.monotonic(), training_folder(run.path, seed, objective)
+            num_steps = steps_to_do(folder, config.steps)
+            refiners.setdefault(METHODS[objective], []).append(self._train(seed, objective, held_out))
+            logger.info("%s, seed %d: %.1f s", objective, seed, time.monotonic() - started)
+            run.count(effective_batch(config) * num_steps, "clips")
+            if (folder / CURVE_NAME).exists() and (lines := read_curve(folder / CURVE_NAME)):
+                curves[f"{METHODS[objective]}, seed {seed}"] = lines
+        write_curves(run, curves)
+        levels = [_scores(held_out, number, refiners) for number in range(len(held_out.levels))]
+        page = ClipReport(
+            introduction=_introduction(config, self.data),
+            settings=config.model_dump(mode="json"),
+            facts=_facts(config, self.data, self.classes, self.device, curves),
+            levels=levels,
+            subject=METHODS[config.objective],
+            curves=curves,
+            diagnostics=last_measures(curves),
+        )
+        write_clip_report(run.path / "report.html", page)
+        decision = compare_levels(levels, METHODS[config.objective])
+        results: dict[str, Any] = {f"{level.num_given} keyframes": level.to_json() for level in levels}
+        results |= {"effective_batch": effective_batch(config), "processes": num_processes()}
+        write_json(run.path / "metrics.json", {**results, "decision": decision, "data": self.data.description})
+        run.finish(results, decision=decision)
+        return ClipOutcome(levels, results, decision)
+
+    def _train(self, seed: int, objective: str, held_out: HeldOutClips | None) -> ClipRefiner:
+        """The refiner of a seed and an objective, from its file where that training is finished."""
+        folder = training_folder(self.out_dir, seed, objective)
+        path = folder / REFINER_NAME
+        is_finished = path.exists()
+        wait_for_all()  # else a slower process would find what the first one writes
+        if is_finished:
+            if process_rank() == 0:
+                (folder / STATE_NAME).unlink(missing_ok=True)  # of a run that was killed between the two
+            return load_clip_refiner(path, self.device)[0]
+        config = self.config.model_copy(update={"objective": objective})
+        folder.mkdir(parents=True, exist_ok=True)
+        evaluate = held_out.measure if held_out is not None else None
+        refiner = train_clip_refiner(
+            self.data, self.classes, self.keyframes, self.encoder, config, seed, folder, self.device, evaluate
+        )
+        if process_rank() == 0:
+            record = {
+                "seed": seed,
+                "data": self.data.description,
+                "images": samples_digest(self.data.train.fingerprint),
+            }
+            record |= {"effective_batch": effective_batch(config), "processes": num_processes()}
+            save_clip_refiner(path, refiner, config, record)
+            (folder / STATE_NAME).unlink()
+        wait_for_all()
+        return refiner
+
+
+def _scores(held_out: HeldOutClips, place: int, refiners: dict[str, list[ClipRefiner]]) -> LevelScores:
+    """Every method at one level, and pictures of it."""
+    level = held_out.levels[place]
+    shown = held_out.interpolated(level)
+    scores = {name: [held_out.score(clips, level)] for name, clips in shown.items()}
+    for name, trained in refiners.items():
+        for refiner in trained:
+            clips = held_out.refined(refiner, level)
+            shown.setdefault(name, clips)
+            scores.setdefault(name, []).append(held_out.score(clips, level))
+    pixels = held_out.score_pixels(shown, level)
+    return LevelScores(level.num_given, level.stride, scores, pixels, list(held_out.pictures(level, shown)))
+
+
+def _space(data: ClipData, config: ClipConfig, device: torch.device) -> ClipSpace:
+    manifest = data.manifest
+    frames = manifest.frames if manifest is not None else "clip"
+    return ClipSpace(data.space, frames, config.ckpt_root, device, manifest.vae if manifest is not None else None)
+
+
+def _introduction(config: ClipConfig, data: ClipData) -> str:
+    return (
+        f"Of each clip a few frames are given, the others are interpolated ({config.interp_mode}), and a refiner "
+        f"corrects the whole clip in one step. {len(config.seeds)} seed(s), {config.steps} steps each. Data: "
+        f"{data.description}."
+    )
+
+
+def _facts(
+    config: ClipConfig,
+    data: ClipData,
+    classes: Codebook,
+    device: torch.device,
+    curves: dict[str, list[dict[str, float]]],
+) -> dict[str, Any]:
+    facts = {
+        "data": data.description,
+        "pseudo-classes": classes.num_classes,
+        "effective batch": effective_batch(config),
+        "processes": num_processes(),
+        "device": str(device),
+    }
+    skipped = data.train.index.skipped
+    if skipped:
+        facts["clips left out"] = ", ".join(f"{count} ({reason})" for reason, count in sorted(skipped.items()))
+    if idle := idle_settings(config):
+        facts["settings without effect"] = "; ".join(idle)
+    return facts | {f"seconds, {name}": lines[-1]["seconds"] for name, lines in curves.items()}
