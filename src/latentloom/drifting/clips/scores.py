@@ -1,10 +1,11 @@
 """How good refined clips are: PSNR of what was missing, distances from real clips, and what beats what."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from latentloom.drifting.clips.random_features import RandomFeatures
@@ -23,7 +24,8 @@ class ClipScores:
     """What the refined clips of one method reached, each figure with its 95 % interval; see `aggregate_clips`.
 
     Attributes:
-        psnr: of the missing frames in dB, per clip, then the mean over clips; None where nothing was missing.
+        psnr: of the mean squared error of all missing frames, in dB; None where nothing was missing. A mean over the
+            PSNRs of clips would be that of the clips which do not move, and which interpolation brings back exactly.
         psnr_by_distance: the same for the frames that are so many frames away from the nearest given one.
         mse_missing: mean squared error of the missing frames, in the data's units.
         fd: Fréchet distance from the clean clips in the fixed features; biased upwards for few clips.
@@ -31,7 +33,8 @@ class ClipScores:
         peak: range of values that `psnr` refers to; gains over another method do not depend on it.
         num_clips: refined clips.
         num_seeds: trainings; above 1, values are means, and intervals go from the smallest to the largest of them.
-        clip_psnr: of each clip, nan where nothing was missing; the mean over seeds.
+        clip_errors: squared errors of each clip, a sum over its missing frames; the mean over seeds.
+        num_missing: missing frames of each clip.
         features: of the refined clips, for each seed.
         truth: features of the clean clips.
     """
@@ -44,7 +47,8 @@ class ClipScores:
     peak: float
     num_clips: int
     num_seeds: int = 1
-    clip_psnr: Float[Tensor, "N"] = field(kw_only=True, repr=False, compare=False)
+    clip_errors: Float[Tensor, "N"] = field(kw_only=True, repr=False, compare=False)
+    num_missing: Int64[Tensor, "N"] = field(kw_only=True, repr=False, compare=False)
     features: tuple[Float[Tensor, "N D"], ...] = field(kw_only=True, repr=False, compare=False)
     truth: Float[Tensor, "N D"] = field(kw_only=True, repr=False, compare=False)
 
@@ -97,29 +101,30 @@ def score_clips(
     peak = float(clean.max().float() - clean.min().float()) if peak is None else peak
     times = resample(len(clean), NUM_RESAMPLES, seed)
     distance = frame_distance(given)
-    clip_psnr = _psnr(errors, ~given, peak)
     seen, truth = features.features(refined).cpu(), features.features(clean).cpu()
     by_distance = {
-        number: _mean(_psnr(errors, distance == number, peak), times) for number in range(1, int(distance.max()) + 1)
+        number: _mean_error(errors, distance == number, times) for number in range(1, int(distance.max()) + 1)
     }
-    num_missing = (~given).sum(dim=1)
-    missed = (errors * ~given).sum(dim=1)
+    mse = _mean_error(errors, ~given, times)
     return ClipScores(
-        psnr=_mean(clip_psnr, times),
-        psnr_by_distance={number: one for number, one in by_distance.items() if one is not None},
-        mse_missing=ratio_estimate(missed, num_missing, times) if num_missing.sum() else None,
+        psnr=None if mse is None else _as_psnr(mse, peak),
+        psnr_by_distance={number: _as_psnr(one, peak) for number, one in by_distance.items() if one is not None},
+        mse_missing=mse,
         fd=frechet_estimate(seen, truth, paired=True, seed=seed),
         kid=kernel_estimate(seen, truth, paired=True, seed=seed),
         peak=peak,
         num_clips=len(clean),
-        clip_psnr=clip_psnr,
+        clip_errors=(errors * ~given).sum(dim=1),
+        num_missing=(~given).sum(dim=1),
         features=(seen,),
         truth=truth,
     )
 
 
 def compare_psnr(a: ClipScores, b: ClipScores, seed: int = 0) -> Estimate:
-    """How many dB `a` is better than `b`, clip by clip, with the interval of the mean; wholly above 0, `a` beats `b`.
+    """How many dB `a` is better than `b`, with the interval over clips; wholly above 0, `a` beats `b`.
+
+    It is the ratio of their mean squared errors. Both are resampled together.
 
     Args:
         a, b: of the same clips with the same missing frames. Several seeds are averaged for each clip, so that the
@@ -130,11 +135,12 @@ def compare_psnr(a: ClipScores, b: ClipScores, seed: int = 0) -> Estimate:
         ShapeError: other clips, other missing frames, another peak, or nothing was missing.
     """
     _require_same_clips(a, b)
-    is_scored = ~a.clip_psnr.isnan()
-    if a.peak != b.peak or not torch.equal(is_scored, ~b.clip_psnr.isnan()) or not is_scored.any():
+    if a.peak != b.peak or not torch.equal(a.num_missing, b.num_missing) or not a.num_missing.any():
         raise ShapeError("the PSNR of other frames or of another range; compare methods on the same missing frames")
-    times = resample(len(is_scored), NUM_RESAMPLES, seed)
-    return ratio_estimate((a.clip_psnr - b.clip_psnr).nan_to_num(), is_scored, times)
+    least = a.num_missing * a.peak**2 * 10 ** (-BEST_PSNR / 10)  # below which errors are of no matter
+    times = resample(len(least), NUM_RESAMPLES, seed)
+    ratio = ratio_estimate(b.clip_errors + least, a.clip_errors + least, times)
+    return Estimate(*(10 * math.log10(number) for number in (ratio.value, ratio.low, ratio.high)))
 
 
 def compare_kid(a: ClipScores, b: ClipScores, seed: int = 0) -> Estimate:
@@ -180,7 +186,8 @@ def aggregate_clips(scores: Sequence[ClipScores]) -> ClipScores:
         peak=first.peak,
         num_clips=first.num_clips,
         num_seeds=sum(one.num_seeds for one in scores),
-        clip_psnr=torch.stack([one.clip_psnr for one in scores]).mean(dim=0),
+        clip_errors=torch.stack([one.clip_errors for one in scores]).mean(dim=0),
+        num_missing=first.num_missing,
         features=tuple(features for one in scores for features in one.features),
         truth=first.truth,
     )
@@ -195,15 +202,22 @@ def _frame_errors(refined: Tensor, clean: Tensor) -> Float[Tensor, "N T"]:
     return torch.cat(parts)
 
 
-def _psnr(errors: Float[Tensor, "N T"], counts: Bool[Tensor, "N T"], peak: float) -> Float[Tensor, "N"]:
-    """Of each clip's frames that count, in dB; nan where none does."""
-    error = (errors * counts).sum(dim=1) / counts.sum(dim=1)
-    return (10 * torch.log10(peak**2 / error)).clamp_max(BEST_PSNR)
+def _mean_error(
+    errors: Float[Tensor, "N T"], counts: Bool[Tensor, "N T"], times: Float[Tensor, "R N"]
+) -> Estimate | None:
+    """Of the frames that count; None where none does."""
+    if not counts.any():
+        return None
+    return ratio_estimate((errors * counts).sum(dim=1), counts.sum(dim=1), times)
 
 
-def _mean(values: Float[Tensor, "N"], times: Float[Tensor, "R N"]) -> Estimate | None:
-    is_scored = ~values.isnan()
-    return ratio_estimate(values.nan_to_num(), is_scored, times) if is_scored.any() else None
+def _as_psnr(error: Estimate, peak: float) -> Estimate:
+    """In dB, of a mean squared error; the smallest error is the largest PSNR."""
+    least = peak**2 * 10 ** (-BEST_PSNR / 10)
+    value, low, high = (
+        10 * math.log10(peak**2 / max(number, least)) for number in (error.value, error.high, error.low)
+    )
+    return Estimate(value, low, high)
 
 
 def _require_same_clips(a: ClipScores, b: ClipScores) -> None:
