@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latentloom.wan import checkpoints
-from latentloom.wan.checkpoint_fingerprints import fingerprint_text_encoder, fingerprint_vae
+from latentloom.wan.checkpoint_fingerprints import fingerprint_text_encoder, fingerprint_transformer, fingerprint_vae
 from latentloom.wan.convert import convert
 from latentloom.wan.fingerprint import fingerprint
 from latentloom.wan.text_encoder import WanTextEncoder
@@ -29,6 +29,8 @@ def test_the_encoder_has_the_fingerprint_that_it_has_when_loaded(tiny_checkpoint
 def test_another_layout_keeps_the_fingerprints(tiny_checkpoint: Path, official: Path):
     assert fingerprint_vae(official) == fingerprint_vae(tiny_checkpoint)
     assert fingerprint_text_encoder(official) == fingerprint_text_encoder(tiny_checkpoint)
+    for expert in (None,) if len(checkpoints.recognise(official).experts) < 2 else ("high", "low"):
+        assert fingerprint_transformer(official, expert) == fingerprint_transformer(tiny_checkpoint, expert)
 
 
 def test_a_trained_vae_and_other_statistics_have_other_fingerprints(tiny_checkpoint: Path, tmp_path: Path):

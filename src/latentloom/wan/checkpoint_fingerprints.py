@@ -36,6 +36,22 @@ def fingerprint_text_encoder(root: Path) -> str:
     return fingerprint([settings, vocabulary], _weights_by_name(component))
 
 
+def fingerprint_transformer(root: Path, expert: str | None = None) -> str:
+    """Sixteen hex digits for a checkpoint's diffusion transformer, the same in every layout and dtype.
+
+    Args:
+        root: the checkpoint.
+        expert: "high" or "low" where there are two; None takes the only one.
+
+    Raises:
+        CheckpointError: there is none, or there are two and none was asked for.
+    """
+    component = recognise(root).component("transformer", expert)
+    derived = component.derived_config
+    settings = {name: component.config.get(name, derived[name]) for name in derived}
+    return fingerprint([settings], _weights_by_name(component))
+
+
 def _weights_by_name(component: Component) -> Iterator[tuple[str, Tensor]]:
     """The stored tensors, not yet read, under their names in diffusers or transformers."""
     ours = {component.prefix + key: name for name, key in component.names.items()}
