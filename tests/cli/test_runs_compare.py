@@ -92,4 +92,8 @@ def test_the_list_says_what_a_run_trains(root, capsys):
     }
     RunFolder.at(root / "fourth", {}, seeds=0, data="d", command="x" * 300, trainings={"refiner": sections}).finish({})
     assert run(["runs", "list", "--root", str(root)]) == 0
-    assert "refiner: 40 steps of 8" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.split()[:1] == ["fourth"]]
+    assert line.split()[1:3] == ["finished", "0:00:00"]
+    assert "refiner: 40 steps of 8" in line
+    assert max(map(len, lines)) <= 160

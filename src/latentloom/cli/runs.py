@@ -17,8 +17,8 @@ app.command("compare")(compare)
 
 RootOption = Annotated[Path, typer.Option("--root", help="Folder that holds the run folders, at any depth.")]
 ID_HELP = "As `latentloom runs list` prints it, the beginning of it, or the path of a run folder."
-#: Characters that the list gives to what a run trains, before a long command is cut further.
-WIDEST = 60
+#: Characters of a command that the list shows at least.
+SHORTEST = 12
 RunArgument = Annotated[str, typer.Argument(metavar="ID", help=ID_HELP)]
 
 
@@ -42,16 +42,19 @@ def list_(root: RootOption = Path("runs"), json_file: JsonOption = None) -> None
         )
         for run in runs
     ]
-    table = Table(box=None)
-    for place, column in enumerate(("id", "status", "decision", "took", "training")):
-        widest = max((len(row[place]) for row in rows), default=0)
-        table.add_column(column, no_wrap=True, min_width=min(widest, WIDEST) if column == "training" else widest)
-    table.add_column("command", no_wrap=True, overflow="ellipsis")  # gives way to the others
-    for row, run in zip(rows, runs, strict=True):
-        table.add_row(*(Text(fact) for fact in (*row, run.record.command)))
     console = Console()
     # off a terminal rich assumes 80 columns, which leaves the command no room
-    (console if console.is_terminal else Console(width=160)).print(table if runs else f"no runs in {root}")
+    console = console if console.is_terminal else Console(width=160)
+    columns = ("id", "status", "decision", "took", "training")
+    widths = [max(len(text) for text in cells) for cells in zip(columns, *rows, strict=True)]
+    # cut here, as rich takes from all columns evenly, until the narrow ones are gone
+    room = max(console.width - sum(widths) - 2 * len(widths) - 2, SHORTEST)
+    table = Table(box=None)
+    for column, width in zip((*columns, "command"), (*widths, room), strict=True):
+        table.add_column(column, no_wrap=True, overflow="ellipsis", width=width)
+    for row, run in zip(rows, runs, strict=True):
+        table.add_row(*(Text(fact) for fact in (*row, run.record.command)))
+    console.print(table if runs else f"no runs in {root}", crop=False)
     emit_json(json_file, {"runs": [run.record.model_dump(mode="json") | {"path": str(run.path)} for run in runs]})
 
 

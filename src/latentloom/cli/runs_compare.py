@@ -61,7 +61,8 @@ def show(comparison: "Comparison") -> None:
         if not rows:
             console.print(Text(f"{title}: none"))
             continue
-        table = Table(title=Text(title), title_justify="left", box=None, title_style="bold")
+        console.print(Text(title, style="bold"))
+        table = Table(box=None)
         for place, column in enumerate(columns):
             table.add_column(column, justify="right" if place and title == METRICS else "left", overflow="fold")
         for row in rows:
