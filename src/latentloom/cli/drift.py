@@ -2,7 +2,7 @@
 
 import typer
 
-from latentloom.cli import drift_evaluate, drift_make_shards, drift_train, drift_train_mae
+from latentloom.cli import drift_evaluate, drift_make_shards, drift_quantize, drift_train, drift_train_mae
 
 app = typer.Typer(
     help="Refine interpolated samples in one step, by drifting.",
@@ -14,3 +14,4 @@ app.command("train")(drift_train.command)
 app.command("train-mae")(drift_train_mae.command)
 app.command("evaluate")(drift_evaluate.command)
 app.command("make-shards")(drift_make_shards.command)
+app.command("quantize")(drift_quantize.command)

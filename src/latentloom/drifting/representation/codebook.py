@@ -25,19 +25,27 @@ class Codebook:
         centroids: one per class.
         encoder: g, whose vectors they are centroids of.
         record: how they came about, JSON values.
+        counts: members of each class among the clips it was made from; None where they were not counted.
 
     Raises:
-        ShapeError: centroids of another width than g's vectors.
+        ShapeError: centroids of another width than g's vectors, or not a count for each.
     """
 
     def __init__(
-        self, centroids: Float[Tensor, "K D"], encoder: ConditionEncoder, record: Mapping[str, Any] | None = None
+        self,
+        centroids: Float[Tensor, "K _"],
+        encoder: ConditionEncoder,
+        record: Mapping[str, Any] | None = None,
+        counts: Int64[Tensor, "_"] | None = None,
     ) -> None:
+        if counts is not None and len(counts) != len(centroids):
+            raise ShapeError(f"{len(counts)} counts for {len(centroids)} centroids; give one each")
         if centroids.shape[1] != encoder.width:
             raise ShapeError(f"centroids of {centroids.shape[1]} numbers for an encoder of {encoder.width}")
         self.centroids = centroids.float()
         self.encoder = encoder
         self.record = dict(record or {})
+        self.counts = counts
 
     @property
     def num_classes(self) -> int:
@@ -72,6 +80,8 @@ class Codebook:
     def save(self, path: Path | str) -> None:
         """Write centroids, encoder and record to a safetensors file."""
         tensors = {"centroids": self.centroids}
+        if self.counts is not None:
+            tensors["counts"] = self.counts
         tensors |= {f"{_PREFIX}{name}": tensor for name, tensor in self.encoder.state_dict().items()}
         config = {"encoder": self.encoder.config(), "fingerprint": self.encoder.fingerprint}
         save_module(path, tensors, Codebook.__name__, config, self.record)
@@ -97,7 +107,7 @@ def load_codebook(path: Path | str, features: FeatureEncoder | None = None) -> C
     try:
         encoder = load_condition_encoder(stored.config["encoder"], tensors, features)
         centroids = stored.tensors["centroids"]
-        codebook = Codebook(centroids, encoder, stored.record)
+        codebook = Codebook(centroids, encoder, stored.record, stored.tensors.get("counts"))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (KeyError, AttributeError, IndexError, ShapeError) as error:
