@@ -10,7 +10,8 @@ from latentloom.keyframes.frame_warp import blend_along, blurred, displaced
 SMALLEST_SIDE = 4  # of the coarsest image: motions of half a frame are a pixel or two there
 STEPS = 6  # Gauss-Newton steps on each scale
 REACH = 1.5  # standard deviation in pixels of the window that a place's motion is taken from
-DAMPING = 1e-3  # of the images' mean squared slope: where nothing can be seen, the coarser motion stays
+DAMPING = 0.03  # of the mean squared slope: where little can be seen, the coarser motion stays
+FARTHEST = 1.0  # pixels that one scale may add; coarse images can be matched wrongly, and finer ones not mend it
 
 
 def flow_between(
@@ -52,6 +53,7 @@ def optical_flow(
     """
     motion = first.new_zeros(len(first), 2, 1, 1)
     pairs = _pyramid(first, second)
+    finest = _mean_slope(first, second)
     for scale, (early, late) in enumerate(reversed(pairs)):
         size = early.shape[-2:]
         if scale:
@@ -59,10 +61,12 @@ def optical_flow(
             motion = F.interpolate(motion, size, mode="bilinear") * growth[:, None, None]
         else:
             motion = motion.expand(-1, -1, *size)
-        slope = _mean_slope(early, late)
+        # what a coarse image has lost is not to be matched, so its slopes are measured against the finest ones too
+        slope = torch.maximum(_mean_slope(early, late), finest)
+        coarser = motion
         for _ in range(STEPS):
             motion = motion + _step(early, late, share[:, None, None, None], motion, slope)
-            motion = blurred(motion, 0.7)
+            motion = blurred(coarser + (motion - coarser).clamp(-FARTHEST, FARTHEST), 0.7)
     return motion
 
 
@@ -83,7 +87,7 @@ def _step(
     motion: Float[Tensor, "K 2 H W"],
     slope: Float[Tensor, "K 1 1 1"],
 ) -> Float[Tensor, "K 2 H W"]:
-    """What one Gauss-Newton step adds to the motion, at most a pixel in each direction."""
+    """What one Gauss-Newton step adds to the motion."""
     early, late = displaced(first, -share * motion), displaced(second, (1 - share) * motion)
     difference = late - early
     # derivative of the difference by the motion: the slopes of both images by how far each of them moves
@@ -94,7 +98,7 @@ def _step(
     xx, yy = xx + DAMPING, yy + DAMPING
     determinant = xx * yy - xy * xy
     step = torch.stack([xy * y_difference - yy * x_difference, xy * x_difference - xx * y_difference], dim=1)
-    return (step / determinant.unsqueeze(1)).clamp(-1, 1)
+    return (step / determinant.unsqueeze(1)).clamp(-FARTHEST, FARTHEST)
 
 
 def _mean_slope(first: Float[Tensor, "K C H W"], second: Float[Tensor, "K C H W"]) -> Float[Tensor, "K 1 1 1"]:
