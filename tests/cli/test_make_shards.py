@@ -39,6 +39,7 @@ def test_the_world_becomes_shards_with_a_manifest(world):
     folder, made = world
     index, root = ShardIndex.open(folder), micro_wan_weights()
     assert index.shape == (16, 9, 6, 6)
+    assert index.manifest is not None
     assert (index.manifest.space, index.manifest.frames, index.manifest.num_clips) == ("latent", "each", 5)
     assert index.manifest.vae == fingerprint_vae(root)
     assert index.manifest.text_encoder == fingerprint_text_encoder(root)

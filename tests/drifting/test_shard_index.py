@@ -1,8 +1,10 @@
 """Random access to clips: what is loaded by number is what the stream gives, and damage is found once."""
 
+import io
 import json
 import os
 import shutil
+import tarfile
 
 import pytest
 import torch
@@ -46,6 +48,8 @@ def test_the_index_and_the_stream_agree(folder):
     for row, clip in enumerate(streamed):
         found = index.sample(row)
         assert torch.equal(found.values, clip.values)
+        assert found.text is not None
+        assert clip.text is not None
         assert torch.equal(found.text, clip.text)
         assert (found.key, found.prompt, found.anchors is None) == (clip.key, clip.prompt, clip.anchors is None)
 
@@ -138,9 +142,6 @@ def test_an_empty_text_has_no_tokens(tmp_path):
 
 def test_a_member_that_is_there_twice_counts_once_and_the_first_is_used(tmp_path):
     path = write_tar(tmp_path / "s" / "x.tar", {"a": members(0)})
-    import io
-    import tarfile
-
     with tarfile.open(path, "a") as tar:
         data = pt(clip_values(3).half())
         entry = tarfile.TarInfo("a.latent.pt")

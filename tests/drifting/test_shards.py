@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import tracemalloc
 import weakref
 from collections import Counter
@@ -54,8 +55,10 @@ def test_all_that_belongs_to_a_clip_comes_back(tmp_path):
     assert [clip.key for clip in found] == [f"clip{number:03d}" for number in range(5)]
     for number, clip in enumerate(found):
         assert clip.prompt == f"prompt {number}"
+        assert clip.text is not None
         assert torch.equal(clip.text, clip_text(number))
         assert (clip.anchors is not None) == (number % 3 == 0)
+    assert found[3].anchors is not None
     assert torch.equal(found[3].anchors.values, (clip_values(3)[:, [0, 4]] + 1).half().float())
     assert found[3].anchors.index.tolist() == [0, 4]
     assert not stream.skipped
@@ -68,18 +71,17 @@ def test_shards_divide_the_clips(tmp_path_factory, num_clips, clips_per_shard):
     folder = write_folder(tmp_path_factory.mktemp("s") / "s", num_clips, clips_per_shard)
     shards = find_shards(folder)
     assert len(shards.paths) == -(-num_clips // clips_per_shard)
+    assert shards.manifest is not None
     assert shards.manifest.num_clips == num_clips == len(list(stream_shards(folder)))
 
 
 def test_the_members_are_those_of_the_document(tmp_path):
-    import tarfile
-
     with tarfile.open(write_folder(tmp_path / "s", 1) / "shard-00000.tar") as tar:
         assert sorted(tar.getnames()) == [
             f"clip000.{name}" for name in ("anchors.pt", "embed.pt", "latent.pt", "prompt.txt")
         ]
-        padded = torch.load(tar.extractfile("clip000.embed.pt"), weights_only=True)
-        latent = torch.load(tar.extractfile("clip000.latent.pt"), weights_only=True)
+        tar.extractall(tmp_path, filter="data")
+    padded, latent = (torch.load(tmp_path / f"clip000.{name}.pt", weights_only=True) for name in ("embed", "latent"))
     assert padded.shape == (512, 6)
     assert not padded[1:].any()
     assert latent.dtype == torch.float16
@@ -89,6 +91,7 @@ def test_the_members_are_those_of_the_document(tmp_path):
 def test_the_manifest_tells_what_the_clips_are(tmp_path):
     write_folder(tmp_path / "s", vae="aa", text_encoder="bb", fps=25.0, source="a test")
     manifest = read_manifest(tmp_path / "s")
+    assert manifest is not None
     assert (manifest.space, manifest.frames, manifest.shape, manifest.fps) == ("latent", "each", SHAPE, 25.0)
     assert (manifest.num_clips, manifest.clips_per_shard, manifest.text_width) == (5, 2, 6)
     assert (manifest.vae, manifest.text_encoder, manifest.source) == ("aa", "bb", "a test")
@@ -153,6 +156,7 @@ def test_foreign_shards_are_read_without_manifest(tmp_path):
     found = list(stream_shards(tmp_path / "s"))
     assert [clip.key for clip in found] == ["deep/00", "deep/01"]
     assert torch.equal(found[1].values, clip_values(1))
+    assert found[1].text is not None
     assert torch.equal(found[1].text, clip_text(1).bfloat16().float())
     assert stream_shards(tmp_path / "s").shards.manifest is None
 
@@ -191,10 +195,9 @@ def test_a_broken_header_in_the_middle_is_noticed(tmp_path):
     at = data.index(b"clip004.")
     data[at : at + 200] = b"\x07" * 200
     path.write_bytes(data)
-    for found in (stream := stream_shards(folder), ShardIndex.open(folder)):
-        keys = [clip.key for clip in found] if found is stream else list(found.keys)
-        assert keys == ["clip000", "clip001", "clip002"]
-        assert found.skipped == {"damaged tar": 1}
+    stream, index = stream_shards(folder), ShardIndex.open(folder)
+    assert [clip.key for clip in stream] == ["clip000", "clip001", "clip002"] == list(index.keys)
+    assert stream.skipped == index.skipped == {"damaged tar": 1}
 
 
 def test_brace_patterns_name_shards(tmp_path):
