@@ -10,17 +10,18 @@ from jaxtyping import Bool, Float, Int64
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from latentloom.drifting.clips.backbones import network_state, rebuilt_network
 from latentloom.drifting.clips.condition import load_condition_encoder
 from latentloom.drifting.clips.config import ClipConfig
 from latentloom.drifting.clips.corruption import FilledClips, Keyframes
 from latentloom.drifting.clips.manifest import ShardManifest
-from latentloom.drifting.clips.refiner import TokenRefiner, TokenRefinerShape
 from latentloom.drifting.representation.codebook import Codebook
 from latentloom.errors import CheckpointError, FileError
 from latentloom.keyframes import frame_confidence
 from latentloom.keyframes.sinkhorn import SinkhornWarper
 from latentloom.storage import read_module, save_module
 
+KINDS = ("TokenRefiner", "WanRefiner")
 _PARTS = ("network", "warper", "classes", "condition")
 
 
@@ -86,10 +87,9 @@ def save_clip_refiner(path: Path | str, refiner: ClipRefiner, config: ClipConfig
         config: the training's settings.
         record: how it came about, JSON values.
     """
-    network = refiner.network
-    assert isinstance(network, TokenRefiner)
+    kind, shape, network = network_state(refiner.network)
     parts: dict[str, Mapping[str, Tensor]] = {
-        "network": network.state_dict(),
+        "network": network,
         "classes": {"centroids": refiner.classes.centroids},
         "condition": refiner.classes.encoder.state_dict(),
     }
@@ -97,42 +97,51 @@ def save_clip_refiner(path: Path | str, refiner: ClipRefiner, config: ClipConfig
         parts["warper"] = refiner.keyframes.warper.state_dict()
     tensors = {f"{part}.{name}": value for part, state in parts.items() for name, value in state.items()}
     settings = {
-        "shape": network.shape.model_dump(mode="json"),
+        "shape": shape,
         "settings": config.model_dump(mode="json"),
         "condition": refiner.classes.encoder.config(),
         "manifest": refiner.manifest.model_dump(mode="json") if refiner.manifest is not None else None,
     }
-    save_module(path, tensors, type(network).__name__, settings, record)
+    save_module(path, tensors, kind, settings, record)
 
 
-def load_clip_refiner(path: Path | str, device: torch.device | str = "cpu") -> tuple[ClipRefiner, ClipConfig]:
+def load_clip_refiner(
+    path: Path | str, device: torch.device | str = "cpu", ckpt_root: Path | None = None
+) -> tuple[ClipRefiner, ClipConfig]:
     """A refiner from its file, frozen, and the settings it was trained with.
+
+    Args:
+        path: that `latentloom drift train` wrote.
+        device: where it goes.
+        ckpt_root: checkpoint that a LoRA was trained on, where it lies now; the training's own when None.
 
     Raises:
         FileError: no such file, or a file of something else.
-        CheckpointError: its tensors are not those of its settings.
+        CheckpointError: its tensors are not those of its settings, or a LoRA of another checkpoint.
     """
     stored = read_module(path)
-    if stored.kind != TokenRefiner.__name__:
+    if stored.kind not in KINDS:
         raise FileError(f"{path} holds {stored.kind}; give a refiner of clips that `latentloom drift train` wrote")
     try:
-        shape = TokenRefinerShape.model_validate(stored.config["shape"])
         config = ClipConfig.model_validate(stored.config["settings"])
-        manifest = stored.config["manifest"]
-        manifest = ShardManifest.model_validate(manifest) if manifest is not None else None
+        found = stored.config["manifest"]
+        manifest = ShardManifest.model_validate(found) if found is not None else None
         parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
         for name, value in stored.tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = value
         encoder = load_condition_encoder(stored.config["condition"], parts["condition"])
         classes = Codebook(parts["classes"]["centroids"], encoder)
-        network = TokenRefiner(shape)
-        network.load_state_dict(parts["network"])
-        warper = _warper(parts["warper"], shape.channels) if config.interp_mode == "learned" else None
+        root = ckpt_root or config.ckpt_root
+        network = rebuilt_network(stored.kind, stored.config["shape"], parts["network"], root)
+        warper = _warper(parts["warper"], encoder.clip_shape[0]) if config.interp_mode == "learned" else None
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except (KeyError, ValueError, ValidationError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not hold what its settings say; train it again") from error
     network = network.to(device).eval().requires_grad_(False)
-    return ClipRefiner(network, Keyframes(config, shape.num_frames, warper), classes, manifest), config
+    keyframes = Keyframes(config, encoder.clip_shape[1], warper if warper is None else warper.to(device))
+    return ClipRefiner(network, keyframes, classes, manifest), config
 
 
 def _warper(state: Mapping[str, Tensor], channels: int) -> SinkhornWarper:

@@ -8,11 +8,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from latentloom.drifting.class_batches import ClassBatch
+from latentloom.drifting.clips.backbones import adam_names, new_network
 from latentloom.drifting.clips.config import ClipConfig
 from latentloom.drifting.clips.corruption import FilledClips, FrameHoles, Keyframes
 from latentloom.drifting.clips.data import ClipData, Clips
 from latentloom.drifting.clips.features import ClipFeatures
-from latentloom.drifting.clips.refiner import ADAM_NAMES, TokenRefiner, TokenRefinerShape
 from latentloom.drifting.clips.refiner_files import ClipRefiner
 from latentloom.drifting.encoders import FeatureEncoder
 from latentloom.drifting.representation.codebook import Codebook
@@ -66,8 +66,6 @@ class ClipRefinement(Refinement[ClipRefiner]):
         ConfigError: keyframes of another model are asked for, and the shards have none.
     """
 
-    adam_names = ADAM_NAMES
-
     def __init__(
         self,
         data: ClipData,
@@ -86,7 +84,8 @@ class ClipRefinement(Refinement[ClipRefiner]):
         self.num_classes = classes.num_classes
         self.shape = data.train.shape
         self.has_text = data.text_width is not None
-        self.network = _new_network(data, config, self.num_classes, seed).to(device)
+        self.adam_names = adam_names(config.backbone)
+        self.network = new_network(data, config, self.num_classes, seed).to(device)
         if config.student_replace_prob:
             _require_students(data.train)
 
@@ -113,28 +112,6 @@ class ClipRefinement(Refinement[ClipRefiner]):
     def refiner(self, network: nn.Module) -> ClipRefiner:
         """See Refinement."""
         return ClipRefiner(network, self.keyframes, self.classes, self.data.manifest)
-
-
-def _new_network(data: ClipData, config: ClipConfig, num_classes: int, seed: int) -> nn.Module:
-    channels, num_frames, rows, columns = data.train.shape
-    with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
-        torch.manual_seed(seed)
-        return TokenRefiner(
-            TokenRefinerShape(
-                channels=channels,
-                num_frames=num_frames,
-                rows=rows,
-                columns=columns,
-                patch=config.patch_size,
-                num_classes=num_classes,
-                num_levels=config.num_levels,
-                text_width=data.text_width,
-                width=config.width,
-                depth=config.depth,
-                num_heads=config.num_heads,
-                keep_anchors_fixed=config.keep_anchors_fixed,
-            )
-        )
 
 
 def _require_students(clips: Clips) -> None:
