@@ -2,7 +2,14 @@
 
 import typer
 
-from latentloom.cli import drift_evaluate, drift_make_shards, drift_quantize, drift_train, drift_train_mae
+from latentloom.cli import (
+    drift_evaluate,
+    drift_evaluate_representation,
+    drift_make_shards,
+    drift_quantize,
+    drift_train,
+    drift_train_mae,
+)
 
 app = typer.Typer(
     help="Refine interpolated samples in one step, by drifting.",
@@ -15,3 +22,4 @@ app.command("train-mae")(drift_train_mae.command)
 app.command("evaluate")(drift_evaluate.command)
 app.command("make-shards")(drift_make_shards.command)
 app.command("quantize")(drift_quantize.command)
+app.command("evaluate-representation")(drift_evaluate_representation.command)
