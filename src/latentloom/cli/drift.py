@@ -3,6 +3,7 @@
 import typer
 
 from latentloom.cli import (
+    drift_complete,
     drift_evaluate,
     drift_evaluate_representation,
     drift_make_shards,
@@ -19,6 +20,7 @@ app = typer.Typer(
 
 app.command("train")(drift_train.command)
 app.command("train-mae")(drift_train_mae.command)
+app.command("complete")(drift_complete.command)
 app.command("evaluate")(drift_evaluate.command)
 app.command("make-shards")(drift_make_shards.command)
 app.command("quantize")(drift_quantize.command)

@@ -125,11 +125,20 @@ def read_image(path: Path, size: int) -> UInt8[Tensor, "size size 3"]:
     Raises:
         CorruptFileError: it cannot be decoded.
     """
+    return read_fitted_image(path, size, size)
+
+
+def read_fitted_image(path: Path, height: int, width: int) -> UInt8[Tensor, "{height} {width} 3"]:
+    """An image file, upright and in RGB, brought to a size; what sticks out on two sides is cut off.
+
+    Raises:
+        CorruptFileError: it cannot be decoded.
+    """
     try:
         with Image.open(path) as image:
-            image.draft("RGB", (size, size))  # a JPEG is decoded at a fraction of its size where that is enough
+            image.draft("RGB", (width, height))  # a JPEG is decoded at a fraction of its size where that is enough
             upright = ImageOps.exif_transpose(image).convert("RGB")
-            fitted = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
+            fitted = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
             return torch.from_numpy(np.array(fitted))
     except _BROKEN as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]

@@ -76,6 +76,11 @@ class ClipEncoder:
         """What the sides of a frame must be multiples of."""
         return 1 if self._vae is None else self._vae.stride
 
+    @property
+    def temporal_stride(self) -> int:
+        """Video frames in a latent frame, where the VAE compresses time; 1 without one."""
+        return 1 if self._vae is None else self._vae.temporal_stride
+
     def require_size(self, num_frames: int, height: int, width: int) -> None:
         """Return if clips of this size can be encoded.
 

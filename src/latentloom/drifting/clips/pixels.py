@@ -42,8 +42,8 @@ class ClipSpace:
         device: torch.device,
         vae: str | None = None,
     ) -> None:
-        self.space = space
-        self.frames = frames
+        self.space: Literal["latent", "pixel"] = space
+        self.frames: Literal["each", "clip"] | None = frames
         self.vae_root = vae_root or micro_wan_weights()
         self.device = device
         if space == "latent" and vae is not None and fingerprint_vae(self.vae_root) != vae:
