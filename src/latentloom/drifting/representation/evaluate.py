@@ -53,7 +53,7 @@ class Evaluation:
         families = None
         if self.families is not None:
             sizes = torch.bincount(self.families.labels, minlength=len(self.families.names)).tolist()
-            families = dict(zip(self.families.names, sizes, strict=True))
+            families = [{"name": name, "size": size} for name, size in zip(self.families.names, sizes, strict=True)]
         return {
             "representation": self.subject.name,
             "data": self.subject.data,

@@ -33,8 +33,8 @@ def prompt_families(
 ) -> Families:
     """Families of prompts: k-means of their pooled embeddings, standardised by channel.
 
-    A word (not one of scikit-learn's English stop words) is distinctive for a family if many of its prompts have it and few others do: the share of its prompts that
-    have it, times the logarithm of that share over the share of all prompts that do.
+    A word is distinctive for a family if many of its prompts have it and few others do: the share of its prompts that
+    have it, times the logarithm of that share over the share of all prompts that do. English stop words are left out.
 
     Args:
         texts: mean of each prompt's tokens.
