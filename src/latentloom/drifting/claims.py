@@ -10,6 +10,7 @@ from latentloom.drifting.processes import wait_for_all
 from latentloom.errors import ConfigError, CorruptFileError
 from latentloom.runs import process_rank
 from latentloom.storage import write_json
+from latentloom.storage.header import existing_file
 
 SETTINGS_NAME = "settings.json"
 
@@ -30,6 +31,16 @@ def identity(settings: Mapping[str, Any], description: str, fingerprint: str, ef
 def samples_digest(fingerprint: str) -> str:
     """Sixteen hex digits that tell samples of this fingerprint from others."""
     return hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """Sixteen hex digits that tell a file's content from others.
+
+    Raises:
+        FileError: no such file.
+    """
+    with existing_file(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def refuse_other_run(folder: Path, run: Mapping[str, Any]) -> None:

@@ -108,6 +108,10 @@ class FieldConfig(OptimizationConfig):
 
     n_classes_step: Count = Field(default=5, description="Classes per batch and process.")
     n_gen_per_class: Count = Field(default=16, description="Refined images per class.")
+    paired: bool = Field(
+        default=False,
+        description="Attract by the batch's own real samples alone, and let each refined one repel itself too.",
+    )
     drift_n_pos: Count = Field(default=64, description="Real images per class that attract.")
     drift_n_neg: Number = Field(default=0, description="Earlier refined images per class that repel.")
     drift_n_unc: Number = Field(default=16, description="Real images of any class that repel, weighted by alpha.")

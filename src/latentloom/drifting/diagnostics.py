@@ -21,8 +21,12 @@ def kernel_statistics(
     weight_pos: Float[Tensor, "B P"] | None = None,
     weight_neg: Float[Tensor, "B U"] | None = None,
     valid: Bool[Tensor, "B T"] | None = None,
+    masks_self: bool = True,
 ) -> dict[str, float]:
     """What the kernel of `compute_drift` sees, with the same arguments; a sample's affinity to itself is left out.
+
+    Args:
+        masks_self: as of `problems.coefficients`; without it that affinity counts.
 
     Returns:
         Under "kernel/distance_gen", "_pos" and "_neg" the mean distances from generated samples, in units of the
@@ -50,6 +54,7 @@ def kernel_statistics(
     distances = distances / scale.clamp_min(LEAST_SCALE)
     is_self = torch.eye(*distances.shape[1:], dtype=torch.bool, device=distances.device)
     others = pairs & ~is_self
+    counted = others if masks_self else pairs
     statistics = {
         f"kernel/distance_{name}": _mean(part, mask)
         for name, part, mask in zip(
@@ -58,8 +63,10 @@ def kernel_statistics(
         if mask.any()
     }
     for temperature in temperatures:
-        affinities = _affinities(distances + SELF_DISTANCE * is_self, temperature, pairs) * weights[:, None]
-        affinities = affinities.masked_fill(~others, 0)
+        affinities = (
+            _affinities(distances + SELF_DISTANCE * (is_self & masks_self), temperature, pairs) * weights[:, None]
+        )
+        affinities = affinities.masked_fill(~counted, 0)
         name = f"kernel/{temperature:g}"
         statistics[f"{name}/logit"] = _mean(-distances / temperature, others)
         statistics[f"{name}/neighbours"] = _mean(_effective_number(affinities), valid[:, : counts[0]])

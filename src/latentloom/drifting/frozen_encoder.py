@@ -1,10 +1,10 @@
 """The frozen feature encoder of a run: from a file, or an autoencoder that is trained on the run's own images first."""
 
-import hashlib
 from pathlib import Path
 
 import torch
 
+from latentloom.drifting.claims import file_digest
 from latentloom.drifting.config import DataConfig, DriftConfig, MaeConfig
 from latentloom.drifting.data import ImageData
 from latentloom.drifting.encoders import FeatureEncoder, mae_encoder, resnet_encoder
@@ -56,8 +56,7 @@ def encoder_digest(config: DriftConfig) -> str | None:
     if path is None or not _compares_features(config):
         return None
     path = path / "model.safetensors" if config.encoder_kind == "resnet" else path
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return file_digest(path)
 
 
 def mae_batch_size() -> int:

@@ -50,9 +50,12 @@ def _idle_field(config: FieldConfig) -> dict[str, tuple[bool, str]]:
     guides = drifts and config.drift_n_unc > 0 and config.n_gen_per_class > 1
     guidance = (guides, "objective = drift, drift_n_unc above 0 and n_gen_per_class above 1")
     density = (guides and not config.cfg_alpha_values, "guidance by a density, that is, without cfg_alpha_values")
-    names = ("temperatures", "drift_n_pos", "drift_n_neg", "drift_n_unc", "queue_pos", "vanilla_loss_weight")
+    names = ("temperatures", "drift_n_neg", "drift_n_unc", "vanilla_loss_weight", "paired")
     return {
         **dict.fromkeys(names, (drifts, "objective = drift")),
+        **dict.fromkeys(
+            ("drift_n_pos", "queue_pos"), (drifts and not config.paired, "objective = drift and paired = 0")
+        ),
         "queue_neg": (drifts and config.drift_n_neg > 0, "drift_n_neg above 0"),
         "queue_unc": (drifts and config.drift_n_unc > 0, "drift_n_unc above 0"),
         **dict.fromkeys(("cfg_alpha_values", "cfg_alpha_probs", "eval_alpha"), guidance),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -55,13 +56,15 @@ class DriftObjective:
         self.seed = seed
         # a bank that nothing is drawn from keeps almost nothing
         of_all = config.queue_unc if config.drift_n_unc else 1
+        of_positives = 1 if config.paired else config.queue_pos
         of_refined = config.queue_neg if config.drift_n_neg else 1
-        self.positives = SampleQueue(num_classes, config.queue_pos, shape, device=device)
+        self.positives = SampleQueue(num_classes, of_positives, shape, device=device)
         self.unconditional = SampleQueue(1, of_all, shape, device=device)
         self.negatives = SampleQueue(num_classes, of_refined, shape, device=device)
-        self._kernel = coefficients
+        kernel = partial(coefficients, masks_self=False) if config.paired else coefficients
+        self._kernel = kernel
         if config.compile_drift:
-            self._kernel = torch.compile(coefficients, mode=config.compile_mode, dynamic=False)
+            self._kernel = torch.compile(kernel, mode=config.compile_mode, dynamic=False)
 
     def banks(self) -> dict[str, SampleQueue]:
         """The banks by name, for a checkpoint."""
@@ -110,7 +113,11 @@ class DriftObjective:
         self.positives.push(batch.all_sample_classes, clean)
         self.unconditional.push(torch.zeros(len(clean), dtype=torch.int64), clean)
         generator = step_generator(self.seed, batch.number, "banks")
-        pos, has_pos = self.positives.sample(batch.all_classes, config.drift_n_pos, generator, part)
+        if config.paired:
+            pos = batch.clean.unflatten(0, (-1, batch.num_gen))
+            has_pos = torch.ones(pos.shape[:2], dtype=torch.bool, device=pos.device)
+        else:
+            pos, has_pos = self.positives.sample(batch.all_classes, config.drift_n_pos, generator, part)
         neg, has_neg = self.negatives.sample(batch.all_classes, config.drift_n_neg, generator, part)
         unc, has_unc = self.unconditional.sample(torch.zeros(1, dtype=torch.int64), config.drift_n_unc, generator)
         num_classes = len(pos)
@@ -164,6 +171,7 @@ class DriftObjective:
             temperatures=self.config.temperatures,
             weight_neg=others.weight_neg,
             valid=others.valid,
+            masks_self=not self.config.paired,
         )
         statistics |= separation(gen.flatten(0, 1), batch.sample_classes) or {}
         return statistics | queue_statistics(self.positives)

@@ -190,6 +190,8 @@ def coefficients(
     num_repelling: int,
     weights: Float[Tensor, "C T"] | None,
     valid: Bool[Tensor, "C T"] | None,
+    *,
+    masks_self: bool = True,
 ) -> Float[Tensor, "C L R G T"]:
     """How strongly each target pulls (or, below 0, pushes) each query; a query's coefficients sum to 0.
 
@@ -199,9 +201,12 @@ def coefficients(
         temperatures: of the kernel.
         num_repelling: the first targets repel: generated samples and extra negatives.
         weights, valid: of the targets.
+        masks_self: a query does not repel itself, as where real samples are drawn independently of it. Where each
+            query's own real sample is among the positives, it must: else the field is not 0 where both are equal.
     """
     logits = distances.unsqueeze(2) * sharpness[:, :, None, None]
-    logits.diagonal(dim1=3, dim2=4).sub_((SELF_DISTANCE / temperatures)[:, None])
+    if masks_self:
+        logits.diagonal(dim1=3, dim2=4).sub_((SELF_DISTANCE / temperatures)[:, None])
     pairs = None
     if valid is not None:
         pairs = (valid[:, : distances.shape[2], None] & valid[:, None, :])[:, None, None]

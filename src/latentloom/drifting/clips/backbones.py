@@ -78,6 +78,17 @@ def network_state(network: nn.Module) -> tuple[str, dict[str, Any], Mapping[str,
     return WanRefiner.__name__, network.shape.model_dump(mode="json"), network.state_to_save()
 
 
+def load_network_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a network the tensors that `network_state` gave of one of the same shape."""
+    if isinstance(network, TokenRefiner):
+        network.load_state_dict(state)
+        return
+    from latentloom.drifting.clips.wan_refiner import WanRefiner
+
+    assert isinstance(network, WanRefiner)
+    network.load_saved(dict(state))
+
+
 def rebuilt_network(
     kind: str, shape: Mapping[str, Any], state: Mapping[str, Tensor], ckpt_root: Path | None
 ) -> nn.Module:
@@ -93,7 +104,7 @@ def rebuilt_network(
     """
     if kind == TokenRefiner.__name__:
         network = TokenRefiner(TokenRefinerShape.model_validate(shape))
-        network.load_state_dict(state)
+        load_network_state(network, state)
         return network
     if kind != "WanRefiner":
         raise ConfigError(f"it holds {kind}, which refines no clips")

@@ -64,12 +64,20 @@ class ClipConfig(FieldConfig, ClipDataConfig):
     )
     lora_rank: Count = Field(default=16, description="Rank of that LoRA.")
 
+    init_refiner: Path | None = Field(
+        default=None, description="Refiner whose weights training starts from, such as one trained by regression."
+    )
+
     num_pseudo_classes: Count = Field(default=16, description="Pseudo-classes K, quantised from prompt and keyframes.")
     codebook: Path | None = Field(
         default=None, description="Codebook that `latentloom drift quantize` wrote; none: one is fitted here."
     )
     n_classes_step: Count = Field(default=4, description="Classes per batch and process.")
     n_gen_per_class: Count = Field(default=8, description="Refined clips per class.")
+    paired: bool = Field(
+        default=True,
+        description="Attract by the batch's own real clips alone, and let each refined one repel itself too.",
+    )
     drift_n_pos: Count = Field(default=32, description="Real clips per class that attract.")
     drift_n_unc: Number = Field(default=0, description="Real clips of any class that repel, weighted by alpha.")
     queue_pos: Count = Field(default=32, description="Real clips kept per class.")

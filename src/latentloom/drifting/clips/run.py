@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from latentloom.drifting.claims import claim_folder, identity, samples_digest
+from latentloom.drifting.claims import claim_folder, file_digest, identity, samples_digest
 from latentloom.drifting.clips.classes import make_classes
 from latentloom.drifting.clips.config import ClipConfig
 from latentloom.drifting.clips.corruption import Keyframes
 from latentloom.drifting.clips.data import ClipData, load_clips
 from latentloom.drifting.clips.experiment import clip_trainings
 from latentloom.drifting.clips.fitted_warper import make_keyframes
-from latentloom.drifting.clips.frame_encoder import make_frame_encoder
+from latentloom.drifting.clips.frame_encoder import compares_frames, make_frame_encoder
 from latentloom.drifting.clips.held_out import HeldOutClips
 from latentloom.drifting.clips.pixels import ClipSpace
 from latentloom.drifting.clips.refiner_files import ClipRefiner, load_clip_refiner, save_clip_refiner
@@ -77,7 +77,7 @@ def run_clips(config: ClipConfig, out_dir: Path) -> ClipOutcome | None:
         data = load_clips(config, device)
         Keyframes(config, data.train.shape[1])
         facts = clip_trainings(config, data, effective_batch(config))
-        settings = config.model_dump(mode="json", exclude=CHANGEABLE)
+        settings = config.model_dump(mode="json", exclude=CHANGEABLE) | _digests(config)
         claim_folder(out_dir, identity(settings, data.description, data.train.fingerprint, effective_batch(config)))
         with disk_failures_said(out_dir):
             if process_rank() != 0:
@@ -163,6 +163,14 @@ class _Run:
             (folder / STATE_NAME).unlink()
         wait_for_all()
         return refiner
+
+
+def _digests(config: ClipConfig) -> dict[str, str]:
+    """What the files are that the settings name, as others may lie there later."""
+    named = {"init_refiner": config.init_refiner, "codebook": config.codebook}
+    if compares_frames(config):
+        named["feature_checkpoint"] = config.feature_checkpoint
+    return {f"{name}_content": file_digest(path) for name, path in named.items() if path is not None}
 
 
 def _scores(held_out: HeldOutClips, place: int, refiners: dict[str, list[ClipRefiner]]) -> LevelScores:

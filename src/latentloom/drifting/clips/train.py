@@ -8,12 +8,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from latentloom.drifting.class_batches import ClassBatch
-from latentloom.drifting.clips.backbones import adam_names, new_network
+from latentloom.drifting.clips.backbones import adam_names, load_network_state, network_state, new_network
 from latentloom.drifting.clips.config import ClipConfig
 from latentloom.drifting.clips.corruption import FilledClips, FrameHoles, Keyframes
 from latentloom.drifting.clips.data import ClipData, Clips
 from latentloom.drifting.clips.features import ClipFeatures
-from latentloom.drifting.clips.refiner_files import ClipRefiner
+from latentloom.drifting.clips.refiner_files import ClipRefiner, load_clip_refiner
 from latentloom.drifting.encoders import FeatureEncoder
 from latentloom.drifting.representation.codebook import Codebook
 from latentloom.drifting.train import Refined, Refinement, run_training
@@ -63,7 +63,8 @@ class ClipRefinement(Refinement[ClipRefiner]):
         device: of the network.
 
     Raises:
-        ConfigError: keyframes of another model are asked for, and the shards have none.
+        ConfigError: keyframes of another model are asked for, and the shards have none; or a refiner to start from
+            that does not fit.
     """
 
     def __init__(
@@ -86,6 +87,8 @@ class ClipRefinement(Refinement[ClipRefiner]):
         self.has_text = data.text_width is not None
         self.adam_names = adam_names(config.backbone)
         self.network = new_network(data, config, self.num_classes, seed).to(device)
+        if config.init_refiner is not None:
+            _start_from(config.init_refiner, self.network, classes)
         if config.student_replace_prob:
             _require_students(data.train)
 
@@ -112,6 +115,23 @@ class ClipRefinement(Refinement[ClipRefiner]):
     def refiner(self, network: nn.Module) -> ClipRefiner:
         """See Refinement."""
         return ClipRefiner(network, self.keyframes, self.classes, self.data.manifest)
+
+
+def _start_from(path: Path, network: nn.Module, classes: Codebook) -> None:
+    """Give a network the weights of a trained refiner.
+
+    Raises:
+        ConfigError: that refiner is of another shape, or its pseudo-classes are others.
+    """
+    other, _ = load_clip_refiner(path)
+    (kind, shape, _), (other_kind, other_shape, state) = network_state(network), network_state(other.network)
+    if (kind, shape) != (other_kind, other_shape):
+        raise ConfigError(f"init_refiner = {str(path)!r} is of another shape; give the settings of its training")
+    if not torch.equal(other.classes.centroids, classes.centroids):
+        raise ConfigError(
+            f"init_refiner = {str(path)!r} knows other pseudo-classes; give both one codebook, or the same shards"
+        )
+    load_network_state(network, state)
 
 
 def _require_students(clips: Clips) -> None:
