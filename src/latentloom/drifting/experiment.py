@@ -89,6 +89,9 @@ def sampling_policy(config: FieldConfig) -> SamplingPolicy:
         repelling.append(f"{config.drift_n_neg} earlier refined samples of its class")
     if config.drift_n_unc:
         repelling.append(f"{config.drift_n_unc} real samples of any class, weighted by the guidance strength alpha")
+    if config.paired:
+        repelling[0] = "the refined samples of its class, itself among them"
+        return SamplingPolicy(positives="the batch's own real samples of its class", negatives="; ".join(repelling))
     return SamplingPolicy(
         positives=f"{config.drift_n_pos} real samples of its class, from a bank of {config.queue_pos} per class",
         negatives="; ".join(repelling),

@@ -1,5 +1,6 @@
 """Settings that were given and do nothing beside the others."""
 
+from latentloom.drifting.clips.config import ClipConfig
 from latentloom.drifting.config import DataConfig, DriftConfig, FieldConfig, MaeConfig, OptimizationConfig
 
 
@@ -12,6 +13,8 @@ def idle_settings(config: OptimizationConfig) -> list[str]:
         idle |= _idle_keypatches(config) | _idle_features(config)
     if isinstance(config, FieldConfig):
         idle |= _idle_field(config)
+    if isinstance(config, ClipConfig):
+        idle |= _idle_clips(config)
     if isinstance(config, MaeConfig):
         tail = "classify_share and classify_weight both above 0"
         classifies = bool(config.classify_share and config.classify_weight)
@@ -42,6 +45,23 @@ def _idle_keypatches(config: DriftConfig) -> dict[str, tuple[bool, str]]:
     return {
         **dict.fromkeys(("sigma_feature", "sigma_space", "lambda_reg"), is_harmonic),
         "mask_schedule": (config.num_levels > 1, "num_levels above 1"),
+    }
+
+
+def _idle_clips(config: ClipConfig) -> dict[str, tuple[bool, str]]:
+    features = (config.objective == "drift" and config.feature_loss_weight > 0, "features that drifting compares")
+    tokens, wan = (config.backbone == "tokens", "backbone = tokens"), (config.backbone == "wan", "backbone = wan")
+    names = [name for name in type(config).model_fields if name.startswith("feature_include_")]
+    return {
+        **dict.fromkeys([*names, "feature_checkpoint"], features),
+        "feature_mae_steps": (features[0] and config.feature_checkpoint is None, "an autoencoder that is trained here"),
+        **dict.fromkeys(("patch_size", "width", "depth", "num_heads"), tokens),
+        "train_blocks": wan,
+        "lora_rank": (wan[0] and config.train_blocks == "lora", "backbone = wan and train_blocks = lora"),
+        "interp_steps": (config.interp_mode == "learned", "interp_mode = learned"),
+        "corrupt_sigma": (config.corrupt_mode != "none", "corrupt_mode = dist or gauss"),
+        "held_out_share": (config.held_out_root is None, "held-out clips out of data_root, that is, no held_out_root"),
+        "num_pseudo_classes": (config.codebook is None, "a codebook that is fitted here"),
     }
 
 
