@@ -1,6 +1,7 @@
 """Pure functions on keyframes and keypatches: which are given, and what is interpolated between them."""
 
 from latentloom.keyframes.frame_interpolation import adjacent_targets, interpolate_frames
+from latentloom.keyframes.frame_motion import moving_share
 from latentloom.keyframes.frame_noise import add_frame_noise, frame_confidence, frame_distance, replace_keyframes
 from latentloom.keyframes.frame_schedule import frame_levels, nested_frame_masks
 from latentloom.keyframes.harmonic import interpolate_harmonic
@@ -23,6 +24,7 @@ __all__ = [
     "interpolate_idw",
     "interpolation_errors",
     "level_counts",
+    "moving_share",
     "nested_frame_masks",
     "nested_masks",
     "patchify",

@@ -66,7 +66,7 @@ def complete_storyboard(
     level = _level(given, config)
     interpolated = refiner.keyframes.interpolate(values, given)
     masks[level:] = given
-    filled = FilledClips(interpolated, given, frame_confidence(given), torch.tensor([level], device=device))
+    filled = FilledClips(interpolated, given, frame_confidence(given), torch.tensor([level], device=device), given)
     classes = refiner.classes.assign(refiner.classes.encoder.embed_clips(interpolated, text)).to(device)
     padded = (None, None)
     if text is not None:

@@ -49,6 +49,10 @@ class ClipConfig(FieldConfig, ClipDataConfig):
     student_replace_prob: Share = Field(
         default=0.0, description="Share of keyframes that the shards' anchors replace: another model's keyframes."
     )
+    still_tolerance: NotNegative = Field(
+        default=0.05,
+        description="Where neighbouring keyframes differ by less, the refiner changes next to nothing; 0 lets it.",
+    )
     keep_anchors_fixed: bool = Field(default=True, description="Put given frames back into the refined clip.")
     target: Literal["clean", "adjacent"] = Field(
         default="clean", description="What a level is refined to: the clip, or the level with more keyframes."

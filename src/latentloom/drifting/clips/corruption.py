@@ -12,6 +12,7 @@ from latentloom.keyframes import (
     adjacent_targets,
     frame_confidence,
     interpolate_frames,
+    moving_share,
     nested_frame_masks,
     replace_keyframes,
 )
@@ -54,12 +55,19 @@ class FilledClips:
         given: true where a frame is the true one; not where another model's keyframe stands.
         confidence: from 0 to 1 how far each frame is to be trusted; 1 where it is given.
         level: of corruption.
+        known: true where a keyframe stands, the true one or another model's.
     """
 
     values: Float[Tensor, "B C T H W"]
     given: Bool[Tensor, "B T"]
     confidence: Float[Tensor, "B T"]
     level: Int64[Tensor, "B"]
+    known: Bool[Tensor, "B T"]
+
+    def __getitem__(self, rows: slice) -> "FilledClips":
+        return FilledClips(
+            self.values[rows], self.given[rows], self.confidence[rows], self.level[rows], self.known[rows]
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,11 +142,23 @@ class Keyframes:
         values = self.interpolate(clips, given)
         if config.corrupt_mode != "none":
             values = self._with_noise(values, given, holes.seed)
-        return FilledClips(values, given & ~replaced, frame_confidence(given, replaced=replaced), holes.level)
+        return FilledClips(values, given & ~replaced, frame_confidence(given, replaced=replaced), holes.level, given)
 
     def interpolate(self, clips: Float[Tensor, "B C T H W"], given: Bool[Tensor, "B T"]) -> Float[Tensor, "B C T H W"]:
         """Missing frames out of the given ones, in the way of the settings and without noise."""
         return interpolate_frames(clips, given, self.config.interp_mode, self.warper)
+
+    def hold_still(self, refined: Float[Tensor, "B C T H W"], filled: FilledClips) -> Float[Tensor, "B C T H W"]:
+        """Refined clips, with what does not move as the keyframes have it.
+
+        A refiner that is a little wrong everywhere makes still clips flicker. Where the keyframes before and after
+        agree, the clip is theirs; given frames, and those with a keyframe on one side alone, are as they were refined.
+        """
+        if not self.config.still_tolerance:
+            return refined
+        share = moving_share(filled.values, filled.known, self.config.still_tolerance)
+        still = interpolate_frames(filled.values, filled.known, "linear")
+        return torch.lerp(still, refined, share.to(refined.dtype))
 
     @torch.no_grad()
     def target(self, clips: Float[Tensor, "B C T H W"], holes: FrameHoles) -> Float[Tensor, "B C T H W"]:

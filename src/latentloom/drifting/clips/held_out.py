@@ -97,10 +97,7 @@ class HeldOutClips:
             rows = slice(start, start + _CLIPS_AT_ONCE)
             holes, labels = level.holes[rows], self.labels[rows]
             text = tuple(None if part is None else part[rows] for part in self.text)
-            filled = FilledClips(
-                level.filled.values[rows], level.filled.given[rows], level.filled.confidence[rows], holes.level
-            )
-            parts.append(refiner.complete(filled, holes.masks, labels, alpha.expand(len(labels)), *text))
+            parts.append(refiner.complete(level.filled[rows], holes.masks, labels, alpha.expand(len(labels)), *text))
         return torch.cat(parts)
 
     def score_pixels(self, methods: Mapping[str, Float[Tensor, "N C T H W"]], level: Level) -> dict[str, ClipScores]:

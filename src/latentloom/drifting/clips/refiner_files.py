@@ -61,18 +61,17 @@ class ClipRefiner:
             text, text_mask: the prompts' tokens, padded, and true where there is one.
         """
         if self.keyframes.config.target == "clean":
-            return self.network(
-                filled.values, filled.given, filled.confidence, classes, filled.level, alpha, text, text_mask
-            )
+            about = (filled.given, filled.confidence, classes, filled.level, alpha, text, text_mask)
+            return self.keyframes.hold_still(self.network(filled.values, *about), filled)
         values, level = filled.values, filled.level
         for _ in range(int(filled.level.max()) + 1):
             given = masks[level.clamp_min(0), torch.arange(len(level), device=level.device)]
             # what an earlier step made is taken for given, and trusted less
             interpolated = self.keyframes.interpolate(values, given)
             confidence = frame_confidence(given, replaced=given & ~filled.given)
-            refined = self.network(
-                interpolated, given & filled.given, confidence, classes, level.clamp_min(0), alpha, text, text_mask
-            )
+            step = FilledClips(interpolated, given & filled.given, confidence, level.clamp_min(0), given)
+            about = (step.given, confidence, classes, step.level, alpha, text, text_mask)
+            refined = self.keyframes.hold_still(self.network(interpolated, *about), step)
             values = torch.where((level >= 0).view(-1, 1, 1, 1, 1), refined, values)
             level = level - 1
         return values

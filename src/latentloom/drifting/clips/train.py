@@ -110,6 +110,7 @@ class ClipRefinement(Refinement[ClipRefiner]):
             about = (filled.given, filled.confidence, batch.sample_classes, filled.level, batch.sample_alpha)
             refined = model(filled.values, *about, *text)
         errors = _interpolation_errors(filled, batch.clean) if measures else {}
+        refined = self.keyframes.hold_still(refined, filled)
         return Refined(refined, self.keyframes.target(batch.clean, holes), errors)
 
     def refiner(self, network: nn.Module) -> ClipRefiner:
