@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from latentloom.cli import micro_completions
 from latentloom.cli.accuracy_table import print_accuracy
 from latentloom.cli.finetuned import LoraOption, LoraStrengthOption, TextEncoderOption, choose_finetuned
 from latentloom.cli.model import checkpoint_or_default
@@ -186,3 +187,6 @@ def draw(
         seed=seed,
     )
     typer.echo(f"wrote {num} clips to {out}")
+
+
+app.command("score-completions")(micro_completions.command)
