@@ -1,6 +1,7 @@
 """The pseudo-classes of a run's clips: of a codebook that is given, or of one that is fitted to the training clips."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -35,19 +36,31 @@ def make_classes(config: ClipConfig, data: ClipData, folder: Path) -> tuple[Code
     if config.codebook is not None:
         codebook = load_codebook(config.codebook)
     else:
+        _refuse_too_many(config, data)
         if not path.exists() and process_rank() == 0:
             _fit(config, data).save(path)
         wait_for_all()  # else a slower process would not find what the first one writes
         codebook = load_codebook(path)
-    try:
+    with _other_clips_said(config.codebook or path):
         labels = classify(codebook, data.train)
-    except ShapeError as error:
-        raise ConfigError(f"{config.codebook or path} is of other clips: {error}") from error
     present = labels.unique()
     codebook = Codebook(codebook.centroids[present], codebook.encoder, codebook.record)
     labels = torch.searchsorted(present, labels)
     held_out = data.held_out.labelled(classify(codebook, data.held_out))
     return codebook, data.labelled(data.train.labelled(labels), held_out)
+
+
+def refuse_classes_that_do_not_fit(config: ClipConfig, data: ClipData) -> None:
+    """Return if `make_classes` will not refuse the settings; writes nothing and labels one clip.
+
+    Raises:
+        ConfigError, FileError: as `make_classes`.
+    """
+    if config.codebook is None:
+        _refuse_too_many(config, data)
+        return
+    with _other_clips_said(config.codebook):
+        load_codebook(config.codebook).classify([data.train.index.sample(int(data.train.rows[0]))])
 
 
 def classify(codebook: Codebook, clips: Clips) -> Int64[Tensor, "N"]:
@@ -59,15 +72,26 @@ def classify(codebook: Codebook, clips: Clips) -> Int64[Tensor, "N"]:
     return torch.cat(labels)
 
 
-def _fit(config: ClipConfig, data: ClipData) -> Codebook:
-    num_classes = config.num_pseudo_classes
-    if num_classes > len(data.train):
+@contextmanager
+def _other_clips_said(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ShapeError as error:
+        raise ConfigError(f"{path} is of other clips: {error}") from error
+
+
+def _refuse_too_many(config: ClipConfig, data: ClipData) -> None:
+    if config.num_pseudo_classes > len(data.train):
         raise ConfigError(
-            f"num_pseudo_classes = {num_classes} for {len(data.train)} training clips; give at most as many"
+            f"num_pseudo_classes = {config.num_pseudo_classes} for {len(data.train)} training clips; give at most as "
+            "many"
         )
+
+
+def _fit(config: ClipConfig, data: ClipData) -> Codebook:
     settings = ConditionSettings(min_given=config.min_keyframes, text_weight=1.0 if data.text_width else 0.0)
     encoder, vectors, num_clips = fit_condition_encoder(_samples(data.train), settings, seed=config.split_seed)
-    clusters = fit_kmeans(vectors, num_classes, seed=config.split_seed)
+    clusters = fit_kmeans(vectors, config.num_pseudo_classes, seed=config.split_seed)
     return Codebook(clusters.centroids, encoder, {"data": data.description, "num_clips": num_clips})
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from numpy import ndarray
 from torch import Tensor
 
@@ -138,13 +138,22 @@ class HeldOutClips:
         shown = {"true": self.to_pixels(self.clips[chosen])}
         shown |= {name: self.to_pixels(clips[chosen]) for name, clips in methods.items()}
         prompts = self.data.held_out.prompts(self.numbers[chosen])
+        given = self._given_pictures(level, shown["true"].shape[2])
         for place in chosen.tolist():
             rows = {name: clips[place] for name, clips in shown.items()}
-            yield prompts[place], contact_sheet(list(rows.values()), list(rows), level.holes.given[place])
+            yield prompts[place], contact_sheet(list(rows.values()), list(rows), given[place])
 
     def to_pixels(self, clips: Float[Tensor, "N C T H W"]) -> Float[Tensor, "N 3 F rows columns"]:
         """Video frames of clips from -1 to 1, on the CPU."""
         return pixels_from_bytes(self.space.to_frames(clips)).permute(0, 4, 1, 2, 3)
+
+    def _given_pictures(self, level: Level, num_pictures: int) -> Bool[Tensor, "N F"]:
+        """True where a video frame is given; all those that the VAE made one given frame of are."""
+        given = level.holes.given
+        if num_pictures == given.shape[1]:
+            return given
+        each = (num_pictures - 1) // max(given.shape[1] - 1, 1)  # a VAE keeps the first one apart
+        return torch.cat([given[:, :1], given[:, 1:].repeat_interleave(each, dim=1)], dim=1)
 
     def _level(self, number: int) -> Level:
         generator = step_generator(self.config.split_seed, number, "held-out frames")

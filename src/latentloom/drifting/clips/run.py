@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from latentloom.drifting.claims import claim_folder, file_digest, identity, samples_digest
-from latentloom.drifting.clips.classes import make_classes
+from latentloom.drifting.clips.backbones import new_network
+from latentloom.drifting.clips.classes import make_classes, refuse_classes_that_do_not_fit
 from latentloom.drifting.clips.config import ClipConfig
 from latentloom.drifting.clips.corruption import Keyframes
 from latentloom.drifting.clips.data import ClipData, load_clips
@@ -20,7 +21,7 @@ from latentloom.drifting.clips.held_out import HeldOutClips
 from latentloom.drifting.clips.pixels import ClipSpace
 from latentloom.drifting.clips.refiner_files import ClipRefiner, load_clip_refiner, save_clip_refiner
 from latentloom.drifting.clips.report import ClipReport, LevelScores, compare_levels, write_clip_report
-from latentloom.drifting.clips.train import train_clip_refiner
+from latentloom.drifting.clips.train import require_students, train_clip_refiner
 from latentloom.drifting.idle_settings import idle_settings
 from latentloom.drifting.processes import joined_processes, num_processes, wait_for_all
 from latentloom.drifting.representation.codebook import Codebook
@@ -75,7 +76,7 @@ def run_clips(config: ClipConfig, out_dir: Path) -> ClipOutcome | None:
     """
     with joined_processes(config.device) as device:
         data = load_clips(config, device)
-        Keyframes(config, data.train.shape[1])
+        _refuse_what_does_not_fit(config, data, device)
         facts = clip_trainings(config, data, effective_batch(config))
         settings = config.model_dump(mode="json", exclude=CHANGEABLE) | _digests(config)
         claim_folder(out_dir, identity(settings, data.description, data.train.fingerprint, effective_batch(config)))
@@ -85,6 +86,21 @@ def run_clips(config: ClipConfig, out_dir: Path) -> ClipOutcome | None:
                 return None
             with RunFolder.at(out_dir, config, data=data.description, seeds=config.seeds, trainings=facts) as run:
                 return _Run(config, data, out_dir, device).finish(run)
+
+
+def _refuse_what_does_not_fit(config: ClipConfig, data: ClipData, device: torch.device) -> None:
+    """Make what needs no folder: what does not fit the data must not take one first.
+
+    Raises:
+        LatentLoomError: from whichever part the settings do not fit.
+    """
+    Keyframes(config, data.train.shape[1])
+    refuse_classes_that_do_not_fit(config, data)
+    require_students(config, data.train)
+    new_network(data, config, config.num_pseudo_classes, 0)
+    if config.feature_checkpoint is not None:
+        make_frame_encoder(config, data, Path(), device)
+    _space(data, config, device)
 
 
 class _Run:

@@ -89,8 +89,7 @@ class ClipRefinement(Refinement[ClipRefiner]):
         self.network = new_network(data, config, self.num_classes, seed).to(device)
         if config.init_refiner is not None:
             _start_from(config.init_refiner, self.network, classes)
-        if config.student_replace_prob:
-            _require_students(data.train)
+        require_students(config, data.train)
 
     def load(self, rows: Int64[Tensor, "B"]) -> Float[Tensor, "B C T H W"]:
         """See Refinable."""
@@ -135,8 +134,15 @@ def _start_from(path: Path, network: nn.Module, classes: Codebook) -> None:
     load_network_state(network, state)
 
 
-def _require_students(clips: Clips) -> None:
-    if not bool(clips.load_student(torch.arange(min(len(clips), 64))).has_frame.any()):
+def require_students(config: ClipConfig, clips: Clips) -> None:
+    """Return if keyframes of another model are not asked for, or there are some.
+
+    Raises:
+        ConfigError: none of the clips has any.
+    """
+    if not config.student_replace_prob:
+        return
+    if not any(bool(clips.load_student(part).has_frame.any()) for part in torch.arange(len(clips)).split(64)):
         raise ConfigError(
             "student_replace_prob is above 0, and the shards hold no anchors of another model; set it to 0, or give "
             "shards with {key}.anchors.pt"
