@@ -119,11 +119,11 @@ def write_clip_report(path: Path | str, content: ClipReport) -> Path:
     for level in content.levels:
         _add_level(report, level)
     report.paragraph(
-        "PSNR is of missing frames, in dB, higher is better (decoded: of frames that can be seen); KID and FD are distances from the true clips in features "
-        "of a fixed random network, lower is better. In brackets: the smallest and largest of the seeds, or with one "
-        "seed the 95 % interval over clips. The gain in PSNR and the change of KID are over linear "
-        "interpolation on the same clips, with the 95 % interval over clips; where both whole intervals are on the "
-        "better side, the method wins."
+        "PSNR is of missing frames, in dB, higher is better; decoded: of frames that can be seen. KID and FD are "
+        "distances from the true clips in features of a fixed random network, lower is better. In brackets: the "
+        "smallest and largest of the seeds, or with one seed the 95 % interval over clips. The gain in PSNR and the "
+        "change of KID are over linear interpolation on the same clips, with the 95 % interval over clips; where both "
+        "whole intervals are on the better side, the method wins."
     )
     add_table(report, "What was run", "fact", content.facts)
     for prefix, (heading, caption) in CURVE_PANELS.items():
