@@ -9,6 +9,7 @@ from torch import Tensor
 
 from latentloom.drifting.clips.config import ClipConfig
 from latentloom.drifting.clips.corruption import FilledClips
+from latentloom.drifting.clips.data import space_of_channels
 from latentloom.drifting.clips.pixels import ClipSpace
 from latentloom.drifting.clips.refiner_files import ClipRefiner
 from latentloom.drifting.clips.storyboard import Storyboard
@@ -88,10 +89,10 @@ def decode_completion(
 
 
 def clip_space(refiner: ClipRefiner, vae_root: Path | None, device: torch.device) -> ClipSpace:
-    """What the numbers of a refiner's clips mean; without a manifest, latents of whole clips."""
+    """What the numbers of a refiner's clips mean; without a manifest, pixels or latents of whole clips."""
     manifest = refiner.manifest
     if manifest is None:
-        return ClipSpace("latent", "clip", vae_root, device)
+        return ClipSpace(space_of_channels(refiner.classes.encoder.clip_shape[0]), "clip", vae_root, device)
     return ClipSpace(manifest.space, manifest.frames, vae_root, device, manifest.vae)
 
 

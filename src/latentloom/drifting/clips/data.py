@@ -93,11 +93,16 @@ class ClipData:
         """What the numbers are; without a manifest, three channels are pixels."""
         if self.manifest is not None:
             return self.manifest.space
-        return "pixel" if self.train.shape[0] == 3 else "latent"
+        return space_of_channels(self.train.shape[0])
 
     def labelled(self, train: Clips, held_out: Clips) -> "ClipData":
         """The same data with clips that have labels."""
         return replace(self, train=train, held_out=held_out)
+
+
+def space_of_channels(num_channels: int) -> Literal["latent", "pixel"]:
+    """What clips of so many channels are taken for where no manifest says it: three are pixels."""
+    return "pixel" if num_channels == 3 else "latent"
 
 
 def load_clips(config: ClipDataConfig, device: torch.device) -> ClipData:
