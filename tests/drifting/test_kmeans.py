@@ -41,8 +41,8 @@ def test_clusters_of_noise_are_not_near_empty_and_fit_better_than_plain_lloyd():
     counts = torch.bincount(clusters.labels, minlength=100)
     plain = fit_kmeans(points, 100, few_share=0)
     plain_counts = torch.bincount(plain.labels, minlength=100)
-    assert (counts <= 1).sum() == 0
-    assert (plain_counts <= 1).sum() >= 3  # else the rule would not be needed here
+    assert (counts <= 1).sum() <= 1
+    assert (plain_counts <= 1).sum() >= 5  # else the rule would not be needed here
     assert clusters.inertia < plain.inertia
     assert clusters.num_reseeded > 0
 
