@@ -84,6 +84,9 @@ class ClipConfig(FieldConfig, ClipDataConfig):
     )
     drift_n_pos: Count = Field(default=32, description="Real clips per class that attract.")
     drift_n_unc: Number = Field(default=0, description="Real clips of any class that repel, weighted by alpha.")
+    temperatures: tuple[Positive, ...] = Field(
+        default=(0.05, 0.2, 0.5), min_length=1, description="Of the kernel, in mean distances."
+    )
     queue_pos: Count = Field(default=32, description="Real clips kept per class.")
     queue_neg: Count = Field(default=32, description="Refined clips kept per class.")
     queue_unc: Count = Field(default=128, description="Real clips kept of all classes.")
