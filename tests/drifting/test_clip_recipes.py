@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentloom.drifting.clips.classes import make_classes
 from latentloom.drifting.clips.config import ClipConfig
 from latentloom.drifting.clips.corruption import Keyframes
-from latentloom.drifting.clips.run import run_clips
+from latentloom.drifting.clips.data import load_clips
+from latentloom.drifting.clips.fitted_warper import make_keyframes
+from latentloom.drifting.clips.frame_encoder import make_frame_encoder
 from latentloom.drifting.clips.shard_writer import ShardWriter
+from latentloom.drifting.clips.train import train_clip_refiner
 from latentloom.drifting.idle_settings import idle_settings
 from latentloom.drifting.train import CURVE_NAME, effective_batch
 from latentloom.runs import load_config
@@ -65,6 +69,7 @@ def test_both_recipes_see_the_same_clips_classes_and_features():
 def test_the_classes_are_the_1024_of_the_document_with_512_to_fall_back_on():
     text = TOKENS.read_text(encoding="utf-8")
     config = load_config(ClipConfig, TOKENS)
+    assert config.feature_checkpoint is not None
     assert f'--data-root "{config.data_root}" --num-classes 1024 --fallback 512 --out {config.codebook}\n' in text
     assert f"--held_out_share {config.held_out_share} --out_dir {config.feature_checkpoint.parent}\n" in text
 
@@ -74,11 +79,14 @@ def test_a_shrunken_recipe_trains(path, shards, tmp_path):
     small: dict[str, object] = {"data_root": shards, "held_out_share": 0.25, "codebook": None, "num_pseudo_classes": 2}
     small |= {"feature_checkpoint": None, "feature_mae_steps": 2, "num_levels": 3, "n_classes_step": 1, "grad_accum": 1}
     small |= {"steps": 2, "warmup": 1, "log_every": 1, "save_every": 2, "device": "cpu", "n_gen_per_class": 2}
-    small |= {"eval_levels": (2,)}  # scores take most of the time
     small |= {"width": 8, "depth": 1, "num_heads": 2} if path == TOKENS else {"ckpt_root": None, "lora_rank": 2}
     config = ClipConfig.model_validate(load_config(ClipConfig, path).model_dump(exclude_unset=True) | small)
-    outcome = run_clips(config, tmp_path / "run")
-    assert outcome is not None
-    losses = [line["loss"] for line in read_curve(tmp_path / "run" / "seed0-drift" / CURVE_NAME)]
+    device = torch.device("cpu")
+    classes, data = make_classes(config, load_clips(config, device), tmp_path / "classes")
+    encoder = make_frame_encoder(config, data, tmp_path / "features", device)
+    (tmp_path / "run").mkdir()
+    keyframes = make_keyframes(config, data, tmp_path / "interpolation", device)
+    train_clip_refiner(data, classes, keyframes, encoder, config, 0, tmp_path / "run", device)
+    losses = [line["loss"] for line in read_curve(tmp_path / "run" / CURVE_NAME)]
     assert len(losses) == 2
     assert all(math.isfinite(loss) and loss > 0 for loss in losses)
