@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from latentloom.drifting.config import Count, FieldConfig, NotNegative, Number, Seed, Share
+from latentloom.drifting.config import Count, FieldConfig, NotNegative, Number, Positive, Seed, Share
 from latentloom.runs import Config
 
 Backbone = Literal["tokens", "wan"]
