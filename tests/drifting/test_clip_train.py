@@ -98,7 +98,8 @@ def test_an_interrupted_training_comes_to_the_very_same_end(shards, tmp_path, op
     changes |= {"drift_n_neg": 2, "drift_n_unc": 4} if objective == "drift" else {}
     interrupted_and_whole(tiny(shards, optimizer=optimizer, objective=objective, **changes), tmp_path)
     state = load_file(tmp_path / "whole" / STATE_NAME)
-    assert ("positives/samples" in state) == (objective == "drift")
+    assert ("unconditional/samples" in state) == ("negatives/samples" in state) == (objective == "drift")
+    assert "positives/samples" not in state  # paired clips are attracted by the batch's own
 
 
 def test_an_interrupted_training_in_features_comes_to_the_very_same_end(shards, encoder, tmp_path):

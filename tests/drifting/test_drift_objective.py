@@ -12,6 +12,8 @@ from latentloom.drifting.features import feature_groups
 from latentloom.drifting.field import compute_drift, drifting_loss
 from latentloom.drifting.image_features import ImageFeatures
 from latentloom.drifting.objective import DriftObjective
+from latentloom.drifting.queues import SampleQueue
+from latentloom.training import load_state, save_state
 
 CPU = torch.device("cpu")
 SHAPE = (1, 2, 2)
@@ -222,3 +224,25 @@ def test_the_same_seed_and_number_draw_the_same_from_larger_banks():
         losses.append([instance(batch(number), refined_images(number))[0].item() for number in range(4)])
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]
+
+
+def test_banks_that_nothing_is_drawn_from_are_not_kept():
+    unused = {"paired": True, "drift_n_neg": 0, "drift_n_unc": 0}
+    instance = objective(**unused)
+    loss, measures = instance(batch(0), refined_images(0), measures=True)
+    loss.backward()
+    assert instance.banks() == {}
+    assert not any(name.startswith("queue/") for name in measures)  # of a bank that is not there
+    assert "kernel/0.02/neighbours" in measures
+    assert objective(paired=True, drift_n_neg=0).banks().keys() == {"unconditional"}
+    assert objective(drift_n_unc=0).banks().keys() == {"positives", "negatives"}
+
+
+def test_a_state_that_also_kept_a_bank_nothing_was_drawn_from_still_resumes(tmp_path):
+    instance, again = objective(drift_n_neg=0), objective(drift_n_neg=0)
+    instance(batch(0), refined_images(0))
+    before = {**instance.banks(), "negatives": SampleQueue(NUM_CLASSES, 1, SHAPE)}  # as earlier versions wrote it
+    save_state(tmp_path / "state.safetensors", 1, before, [])
+    assert load_state(tmp_path / "state.safetensors", again.banks(), []) == 1
+    losses = [one(batch(1), refined_images(1))[0].item() for one in (instance, again)]
+    assert losses[0] == losses[1]

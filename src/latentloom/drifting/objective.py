@@ -54,21 +54,23 @@ class DriftObjective:
         self.config = config
         self.features = features
         self.seed = seed
-        # a bank that nothing is drawn from keeps almost nothing
-        of_all = config.queue_unc if config.drift_n_unc else 1
-        of_positives = 1 if config.paired else config.queue_pos
-        of_refined = config.queue_neg if config.drift_n_neg else 1
-        self.positives = SampleQueue(num_classes, of_positives, shape, device=device)
-        self.unconditional = SampleQueue(1, of_all, shape, device=device)
-        self.negatives = SampleQueue(num_classes, of_refined, shape, device=device)
+        # only banks that something is drawn from: of large clips one takes gigabytes
+        self.positives = self.unconditional = self.negatives = None
+        if not config.paired:
+            self.positives = SampleQueue(num_classes, config.queue_pos, shape, device=device)
+        if config.drift_n_unc:
+            self.unconditional = SampleQueue(1, config.queue_unc, shape, device=device)
+        if config.drift_n_neg:
+            self.negatives = SampleQueue(num_classes, config.queue_neg, shape, device=device)
         kernel = partial(coefficients, masks_self=False) if config.paired else coefficients
         self._kernel = kernel
         if config.compile_drift:
             self._kernel = torch.compile(kernel, mode=config.compile_mode, dynamic=False)
 
     def banks(self) -> dict[str, SampleQueue]:
-        """The banks by name, for a checkpoint."""
-        return {"positives": self.positives, "unconditional": self.unconditional, "negatives": self.negatives}
+        """The banks that there are by name, for a checkpoint."""
+        banks = {"positives": self.positives, "unconditional": self.unconditional, "negatives": self.negatives}
+        return {name: bank for name, bank in banks.items() if bank is not None}
 
     def __call__(
         self, batch: ClassBatch, refined: Float[Tensor, "N *shape"], *, measures: bool = False
@@ -95,7 +97,7 @@ class DriftObjective:
                 kernel=self._kernel,
             )
         # only now: a sample must not meet its own copy, which would hold it where it stands
-        if self.config.drift_n_neg:
+        if self.negatives is not None:
             self.negatives.push(batch.all_sample_classes, gathered(refined.detach()))
         weights = [self._weight(name) for name in groups]
         loss = (losses * losses.new_tensor(weights).unsqueeze(1)).sum(0).mean()
@@ -108,18 +110,23 @@ class DriftObjective:
 
     def _draw(self, batch: ClassBatch) -> "_Others":
         """Push the batch's real samples, then draw what its refined ones are held against."""
-        config, part = self.config, batch.part
-        clean = gathered(batch.clean)
-        self.positives.push(batch.all_sample_classes, clean)
-        self.unconditional.push(torch.zeros(len(clean), dtype=torch.int64), clean)
+        config, clean, classes = self.config, batch.clean, batch.all_classes
+        self._push(batch)
         generator = step_generator(self.seed, batch.number, "banks")
-        if config.paired:
-            pos = batch.clean.unflatten(0, (-1, batch.num_gen))
+        if self.positives is None:
+            pos = clean.unflatten(0, (-1, batch.num_gen))
             has_pos = torch.ones(pos.shape[:2], dtype=torch.bool, device=pos.device)
         else:
-            pos, has_pos = self.positives.sample(batch.all_classes, config.drift_n_pos, generator, part)
-        neg, has_neg = self.negatives.sample(batch.all_classes, config.drift_n_neg, generator, part)
-        unc, has_unc = self.unconditional.sample(torch.zeros(1, dtype=torch.int64), config.drift_n_unc, generator)
+            pos, has_pos = self.positives.sample(classes, config.drift_n_pos, generator, batch.part)
+        if self.negatives is None:
+            torch.rand(len(classes), 1, generator=generator)  # so that what is drawn next is what recorded runs drew
+            neg, has_neg = pos[:, :0], has_pos[:, :0]
+        else:
+            neg, has_neg = self.negatives.sample(classes, config.drift_n_neg, generator, batch.part)
+        if self.unconditional is None:
+            unc, has_unc = pos[:1, :0], has_pos[:1, :0]
+        else:
+            unc, has_unc = self.unconditional.sample(torch.zeros(1, dtype=torch.int64), config.drift_n_unc, generator)
         num_classes = len(pos)
         alpha = batch.alpha.to(pos.device)
         weight_unc = unconditional_weight(alpha, batch.num_gen, max(int(has_unc.sum()), 1))
@@ -131,6 +138,15 @@ class DriftObjective:
         # compiled code is of one kind: it takes the mask also when all are valid
         is_needed = config.compile_drift or not bool(valid.all())
         return _Others(pos, neg, unc[0], weight_neg, valid if is_needed else None)
+
+    def _push(self, batch: ClassBatch) -> None:
+        if self.positives is None and self.unconditional is None:
+            return
+        clean = gathered(batch.clean)
+        if self.positives is not None:
+            self.positives.push(batch.all_sample_classes, clean)
+        if self.unconditional is not None:
+            self.unconditional.push(torch.zeros(len(clean), dtype=torch.int64), clean)
 
     def _groups(self, refined: Tensor, others: "_Others") -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """By feature the refined, the attracting and the repelling samples, each [class, sample, location, channel]."""
@@ -174,7 +190,7 @@ class DriftObjective:
             masks_self=not self.config.paired,
         )
         statistics |= separation(gen.flatten(0, 1), batch.sample_classes) or {}
-        return statistics | queue_statistics(self.positives)
+        return statistics | (queue_statistics(self.positives) if self.positives is not None else {})
 
 
 @dataclass(frozen=True, eq=False)
