@@ -55,6 +55,7 @@ def new_network(data: ClipData, config: ClipConfig, num_classes: int, seed: int)
                 depth=config.depth,
                 num_heads=config.num_heads,
                 keep_anchors_fixed=config.keep_anchors_fixed,
+                mixes_linear=config.interp_mode in ("flow", "sinkhorn", "learned"),
             )
         )
 

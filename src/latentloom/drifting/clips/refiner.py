@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from latentloom.drifting.refiner import ALPHA_FREQUENCIES, ConditionedBlock, alpha_waves
 from latentloom.errors import ShapeError
-from latentloom.keyframes import patchify, unpatchify
+from latentloom.keyframes import interpolate_frames, patchify, unpatchify
 from latentloom.runs import Config
 
 #: What Muon leaves to Adam: layers between the data and the hidden channels, and what conditions the blocks.
@@ -27,6 +27,8 @@ class TokenRefinerShape(Config):
         text_width: channels of a text token; None without texts.
         width, depth, num_heads: channels, blocks and attention heads.
         keep_anchors_fixed: whether given frames are put back unchanged.
+        mixes_linear: whether it is also shown the linear interpolation, and says how much of it each token takes: for
+            clips that are filled in another way, which is better in some places and worse in others.
     """
 
     channels: int
@@ -41,6 +43,7 @@ class TokenRefinerShape(Config):
     depth: int = 4
     num_heads: int = 4
     keep_anchors_fixed: bool = True
+    mixes_linear: bool = False
 
 
 class TokenRefiner(nn.Module):
@@ -66,7 +69,7 @@ class TokenRefiner(nn.Module):
         width, values = shape.width, shape.channels * shape.patch**2
         num_places = (shape.rows // shape.patch) * (shape.columns // shape.patch)
         # two channels more: whether the frame is given, and how far it is to be trusted
-        self.patch_in = nn.Linear(values + 2, width)
+        self.patch_in = nn.Linear(values * (2 if shape.mixes_linear else 1) + 2, width)
         self.position = nn.Parameter(torch.randn(num_places, width) * 0.02)
         self.of_time = nn.Linear(2 * TIME_FREQUENCIES, width)
         self.of_class = nn.Embedding(shape.num_classes, width)
@@ -76,7 +79,7 @@ class TokenRefiner(nn.Module):
         self.blocks = nn.ModuleList(ConditionedBlock(width, shape.num_heads) for _ in range(shape.depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.to_condition = nn.Linear(width, 2 * width)
-        self.patch_out = nn.Linear(width, values)
+        self.patch_out = nn.Linear(width, values + int(shape.mixes_linear))
         for layer in (self.patch_out, self.to_condition):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -106,9 +109,15 @@ class TokenRefiner(nn.Module):
         """
         shape = self.shape
         tokens = self._tokens(filled)
+        to_linear = None
+        if shape.mixes_linear:
+            # a clip whose keyframes are all another model's has no true frames to interpolate
+            between = given | ~given.any(dim=1, keepdim=True)
+            to_linear = self._tokens(interpolate_frames(filled, between, "linear")) - tokens
         about = torch.stack([given.to(tokens.dtype), confidence.to(tokens.dtype)], dim=-1)
         about = about.unsqueeze(2).expand(-1, -1, tokens.shape[2], -1)
-        x = self.patch_in(torch.cat([tokens, about], dim=-1))
+        shown = [tokens, about] if to_linear is None else [tokens, to_linear, about]
+        x = self.patch_in(torch.cat(shown, dim=-1))
         x = x + self.position + self.of_time(_time_waves(filled.shape[2], filled.device)).unsqueeze(1)
         condition = self.of_class(classes) + self.of_level(level) + self.of_alpha(alpha_waves(alpha))
         if self.of_text is not None and text is not None and text_mask is not None:
@@ -120,7 +129,10 @@ class TokenRefiner(nn.Module):
             x = block(x, condition)
         shift, scale = self.to_condition(condition).unsqueeze(1).chunk(2, dim=-1)
         change = self.patch_out(self.norm(x) * (1 + scale) + shift).view(batch, num_frames, num_places, -1)
-        refined = filled + self._clips(change.to(filled.dtype))
+        change = change.to(filled.dtype)
+        if to_linear is not None:
+            change = change[..., :-1] + change[..., -1:] * to_linear
+        refined = filled + self._clips(change)
         if not shape.keep_anchors_fixed:
             return refined
         return torch.where(given[:, None, :, None, None], filled, refined)
