@@ -4,11 +4,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
 
 from latentloom.runs import choose_device, is_distributed
+
+#: Others wait while the first process alone reads shards, fits classes or evaluates; torchrun ends them if it fails.
+LONGEST_WAIT = timedelta(days=30)
 
 
 @contextmanager
@@ -32,7 +36,7 @@ def joined_processes(device: str | None) -> Iterator[torch.device]:
         torch.cuda.set_device(chosen)
     elif sys.platform == "linux" and os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo looks up the host's name, which may not resolve
-    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     try:
         yield chosen
     finally:
