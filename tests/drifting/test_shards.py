@@ -259,11 +259,24 @@ def test_a_failed_writer_leaves_whole_shards_alone(tmp_path):
 
     with pytest.raises(RuntimeError, match="on the way"):
         write()
-    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["shard-00000.tar", "shard-00001.tar"]
+    found = sorted(path.name for path in (tmp_path / "s").iterdir())
+    assert found == ["shard-00000.tar", "shard-00001.tar", MANIFEST_NAME]
+    (tmp_path / "s" / MANIFEST_NAME).unlink()
     assert len(list(stream_shards(tmp_path / "s"))) == 4
 
 
-def test_a_killed_writer_leaves_whole_shards_alone(tmp_path):
+def test_an_error_before_a_shard_is_whole_leaves_nothing(tmp_path):
+    def write() -> None:
+        with ShardWriter(tmp_path / "s", space="latent") as writer:
+            writer.write("0", clip_values(0))
+            raise RuntimeError("on the way")
+
+    with pytest.raises(RuntimeError, match="on the way"):
+        write()
+    assert not any((tmp_path / "s").iterdir())
+
+
+def test_a_killed_writer_leaves_whole_shards_that_are_refused_as_unfinished(tmp_path):
     program = f"""
 import os, signal, torch
 from pathlib import Path
@@ -275,7 +288,11 @@ with ShardWriter(Path({str(tmp_path / "s")!r}), space="latent", clips_per_shard=
 """
     killed = subprocess.run([sys.executable, "-c", program], check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert killed.returncode == -signal.SIGKILL
-    assert not (tmp_path / "s" / MANIFEST_NAME).exists()
+    for read in (stream_shards, ShardIndex.open):
+        with pytest.raises(CorruptFileError, match=r"was never finished.*make the shards again") as error:
+            read(tmp_path / "s")
+        assert "\n" not in str(error.value)
+    (tmp_path / "s" / MANIFEST_NAME).unlink()
     stream = stream_shards(tmp_path / "s")
     assert [clip.key for clip in stream] == ["0", "1", "2", "3"]
     assert not stream.skipped

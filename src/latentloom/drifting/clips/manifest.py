@@ -25,7 +25,7 @@ class ShardManifest(BaseModel):
     )
     shape: tuple[int, int, int, int] = Field(description="Of every clip: channels, frames, rows, columns.")
     fps: float = Field(gt=0, description="Video frames per second.")
-    num_clips: int = Field(ge=1, description="In all shards together.")
+    num_clips: int = Field(ge=0, description="In all shards together; 0 while they are being written.")
     clips_per_shard: int = Field(ge=1, description="In every shard but the last.")
     dtype: Literal["float16", "bfloat16", "float32"] = Field(default="float16", description="That values are kept in.")
     vae: str | None = Field(default=None, description="Fingerprint of the VAE that made the latents.")
@@ -43,19 +43,25 @@ def read_manifest(folder: Path) -> ShardManifest | None:
     """The manifest of a folder; None where it has none, as shards of other programs.
 
     Raises:
-        CorruptFileError: it is there, but damaged or of another form.
+        CorruptFileError: it is there, but damaged or of another form, or the shards were never finished.
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
         return None
     try:
-        return ShardManifest.model_validate_json(path.read_bytes())
+        manifest = ShardManifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise CorruptFileError(
             f"{path} is damaged: {where}: {first['msg']}; write the shards again, or delete it to read them without"
         ) from error
+    if not manifest.num_clips:
+        raise CorruptFileError(
+            f"{folder} was never finished: what wrote its shards is still at work, or was stopped; wait for it, or "
+            f"delete the folder and make the shards again (without {MANIFEST_NAME} those that are there are read)"
+        )
+    return manifest
 
 
 def common_manifest(folders: list[Path]) -> ShardManifest | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from webdataset.writer import TarWriter
 
 from latentloom.drifting.clips.clip_sample import ANCHORS, LATENT, PROMPT, TEXT, Anchors
-from latentloom.drifting.clips.manifest import ShardManifest, write_manifest
+from latentloom.drifting.clips.manifest import MANIFEST_NAME, ShardManifest, write_manifest
 from latentloom.errors import ConfigError, FileError, ShapeError
 from latentloom.storage.atomic import atomic_write, disk_failures_said
 from latentloom.tensors.text_embeddings import PADDED_LENGTH
@@ -21,9 +21,10 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 
 
 class ShardWriter:
-    """Appends clips to the shards of a new folder; use it in a `with` statement, whose end writes the manifest.
+    """Appends clips to the shards of a new folder; use it in a `with` statement, whose end finishes the manifest.
 
-    A shard appears under its name when it is whole. After an error the shards that are whole stay, without manifest.
+    A shard appears under its name when it is whole. After an error the shards that are whole stay, with a manifest that
+    says they are unfinished, so that nobody takes them for all there are.
 
     Args:
         folder: new or empty; made if missing.
@@ -99,6 +100,8 @@ class ShardWriter:
         if anchors is not None:
             kept = {"anchor_idx": anchors.index.cpu(), "anchor_values": self._stored(key, anchors.values)}
             members[ANCHORS] = _as_bytes(kept)
+        if not self.num_clips:
+            self._write_manifest()  # unfinished so far
         if self._shard is None:
             number = self.num_clips // self._clips_per_shard
             self._shard = _OpenShard(self.folder / f"shard-{number:05d}.tar")
@@ -119,11 +122,16 @@ class ShardWriter:
             shard, self._shard = self._shard, None
             if shard is not None:
                 shard.abandon(kind, error, traceback)
+            if self.num_clips < self._clips_per_shard:  # no shard is whole
+                (self.folder / MANIFEST_NAME).unlink(missing_ok=True)
             return
         self._finish_shard()
-        if self._shape is not None:
-            about = {**self._facts, "shape": self._shape, "text_width": self._text_width, "num_clips": self.num_clips}
-            write_manifest(self.folder, ShardManifest.model_validate(about))
+        if self.num_clips:
+            self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        about = {**self._facts, "shape": self._shape, "text_width": self._text_width, "num_clips": self.num_clips}
+        write_manifest(self.folder, ShardManifest.model_validate(about))
 
     def _finish_shard(self) -> None:
         shard, self._shard = self._shard, None
