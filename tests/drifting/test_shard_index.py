@@ -1,10 +1,12 @@
 """Random access to clips: what is loaded by number is what the stream gives, and damage is found once."""
 
+import importlib
 import io
 import json
 import os
 import shutil
 import tarfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_files import SHAPE, clip_text, clip_values, members, pt, write_folder, write_tar
 
-from latentloom.drifting.clips import shard_scan
+from latentloom.drifting.clips import shard_index, shard_scan
+from latentloom.drifting.clips.clip_sample import ClipDecoder
 from latentloom.drifting.clips.shard_index import ShardIndex
 from latentloom.drifting.clips.shard_stream import stream_shards
 from latentloom.drifting.clips.shard_writer import ShardWriter
 from latentloom.errors import ConfigError, CorruptFileError
+from latentloom.runs import launch_processes
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,51 @@ def test_anchors_stand_at_their_frames_and_zeros_elsewhere(folder):
     assert torch.equal(values[1][:, [0, 4]], (clip_values(3)[:, [0, 4]] + 1).half().float())
     assert not values[0].any()
     assert not values[1][:, 1:4].any()
+
+
+def test_anchors_are_read_without_the_clip(folder, monkeypatch):
+    index = ShardIndex.open(folder)
+    monkeypatch.setattr(ClipDecoder, "decode_stored", no_scan)
+    assert index.load_anchors([3])[1].any()
+    assert index.has_anchors([1, 3])
+    assert not index.has_anchors([1])
+
+
+@settings(max_examples=20)
+@given(picked=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), max_size=12))
+@pytest.mark.parametrize("whole_at_most", [0, 2**20])
+def test_frames_are_those_of_the_clips(folder, picked, whole_at_most):
+    index = ShardIndex.open(folder)
+    rows, frames = [row for row, _ in picked], [frame for _, frame in picked]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard_index, "WHOLE_AT_MOST", whole_at_most)
+        found = index.load_frames(rows, frames)
+    expected = index.load(rows)
+    assert all(torch.equal(one, clip[:, frame]) for one, clip, frame in zip(found, expected, frames, strict=True))
+
+
+def test_of_large_clips_single_frames_are_read(tmp_path, monkeypatch):
+    with ShardWriter(tmp_path / "s", space="pixel") as writer:
+        writer.write("large", torch.randn(3, 9, 64, 64))
+    index, num_bytes = ShardIndex.open(tmp_path / "s"), []
+    read = shard_index._TarReader.bytes
+    monkeypatch.setattr(
+        shard_index._TarReader, "bytes", lambda self, start, num: num_bytes.append(num) or read(self, start, num)
+    )
+    frame = index.load_frames([0], [7])
+    assert sum(num_bytes) == 3 * 64 * 64 * 2
+    assert torch.equal(frame[0], index.load([0])[0, :, 7])
+    with pytest.raises(IndexError, match="frame 9 of 9"):
+        index.load_frames([0], [9])
+
+
+def test_one_of_two_processes_looks_for_the_clips(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)  # spawned processes take over the path
+    ranks = importlib.import_module("shard_ranks")
+    launch_processes(ranks.open_shards, 2, str(write_folder(tmp_path / "s", 3)), str(tmp_path))
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert [one["scans"] for one in found] == [1, 0]
+    assert found[0]["fingerprint"] == found[1]["fingerprint"]
 
 
 def test_rows_that_do_not_exist_are_an_error(folder):

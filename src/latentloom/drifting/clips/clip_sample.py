@@ -200,9 +200,20 @@ def _prompt(members: Mapping[str, bytes]) -> str:
 
 
 def _anchors(members: Mapping[str, bytes], shape: Shape) -> Anchors | None:
-    if ANCHORS not in members:
-        return None
-    loaded = _load(members[ANCHORS], "anchors")
+    return decode_anchors(members[ANCHORS], shape) if ANCHORS in members else None
+
+
+def decode_anchors(data: bytes, shape: Shape) -> Anchors:
+    """Another model's keyframes out of their member alone, in the type they are stored in.
+
+    Args:
+        data: content of the member.
+        shape: of the clip: channels, frames, rows and columns.
+
+    Raises:
+        BadClipError: it is damaged, or not of such a clip.
+    """
+    loaded = _load(data, "anchors")
     index, values = (
         (loaded.get(name) for name in ("anchor_idx", "anchor_values")) if isinstance(loaded, dict) else (0, 0)
     )

@@ -160,8 +160,8 @@ class FrameImages(Images):
     def load(self, indices: Int64[Tensor, "B"]) -> Float[Tensor, "B C H W"]:
         """See Images."""
         indices = indices.cpu()
-        clips, places = (indices // self.num_frames).unique(return_inverse=True)
-        return self.clips.load(clips)[places, :, indices % self.num_frames]
+        rows = self.clips.rows[indices // self.num_frames]
+        return self.clips.index.load_frames(rows, indices % self.num_frames).to(self.clips.device)
 
 
 def _split(num_clips: int, config: ClipDataConfig) -> tuple[Int64[Tensor, "T"], Int64[Tensor, "H"]]:

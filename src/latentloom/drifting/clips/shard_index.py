@@ -1,6 +1,7 @@
 """Random access to the clips of shards: where each one is, found once and kept beside the tars."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from latentloom.drifting.clips.shards import find_shards
 from latentloom.errors import ConfigError, CorruptFileError, FileError
 from latentloom.tensors import TextEmbeddings
 
+WHOLE_AT_MOST = 2**16  # bytes of a clip: smaller ones are read sooner as a whole than frame by frame
 Rows = Int64[Tensor, "B"] | Sequence[int]
 
 
@@ -78,6 +80,33 @@ class ShardIndex:
                 values[place] = read.sample(clip).values
         return values
 
+    def load_frames(self, rows: Rows, frames: Rows) -> Float[Tensor, "B C H W"]:
+        """Single frames of clips in float32 on the CPU; of large clips nothing else is read.
+
+        Args:
+            rows: clips, which may repeat.
+            frames: number of the frame of each.
+
+        Raises:
+            CorruptFileError: a tar has changed since it was opened.
+        """
+        channels, num_frames, *sides = self.shape
+        wanted = _numbers(frames)
+        outside = [number for number in wanted if not 0 <= number < num_frames]
+        if outside:
+            raise IndexError(f"frame {outside[0]} of {num_frames}")
+        values = torch.empty(len(wanted), channels, *sides)
+        latest, whole = None, torch.empty(0)
+        for place, clip, read in self._visit(rows):
+            if clip.latent is not None and clip.latent.num_bytes > WHOLE_AT_MOST:
+                values[place] = torch.stack([read.tensor(part) for part in _frame_spans(clip.latent, wanted[place])])
+                continue
+            if clip is not latest:  # the frames of a clip come one after the other
+                latest = clip
+                whole = read.tensor(clip.latent) if clip.latent is not None else read.sample(clip).values
+            values[place] = whole[:, wanted[place]]
+        return values
+
     def load_text(self, rows: Rows) -> TextEmbeddings:
         """What the text encoder says about the clips' prompts, in float32.
 
@@ -108,11 +137,15 @@ class ShardIndex:
         values = torch.zeros(len(rows), *self.shape)
         has_student = torch.zeros(len(rows), self.shape[1], dtype=torch.bool)
         for place, clip, read in self._visit(rows):
-            anchors = read.sample(clip).anchors if ANCHORS in clip.members else None
-            if anchors is not None:
-                values[place][:, anchors.index] = anchors.values
+            if ANCHORS in clip.members:
+                anchors = self._scanned.decode_anchors(clip, read.bytes(*clip.members[ANCHORS]))
+                values[place][:, anchors.index] = anchors.values.float()
                 has_student[place, anchors.index] = True
         return values, has_student
+
+    def has_anchors(self, rows: Rows) -> bool:
+        """True if one of these clips has another model's keyframes; nothing is read."""
+        return any(ANCHORS in self._clips[number].members for number in self._numbers(rows))
 
     def sample(self, row: int) -> ClipSample:
         """One clip with all that belongs to it."""
@@ -120,15 +153,31 @@ class ShardIndex:
 
     def _visit(self, rows: Rows) -> Iterator[tuple[int, ClipPlace, "_TarReader"]]:
         """Place in the batch, clip, and an open tar to read from; every tar is opened once."""
-        numbers = [int(row) for row in (rows.tolist() if isinstance(rows, Tensor) else rows)]
-        outside = [number for number in numbers if not 0 <= number < len(self)]
-        if outside:
-            raise IndexError(f"clip {outside[0]} of {len(self)}")
+        numbers = self._numbers(rows)
         order = sorted(range(len(numbers)), key=lambda place: numbers[place])
         for shard, places in groupby(order, key=lambda place: self._clips[numbers[place]].shard):
             with _TarReader(self._scanned, shard) as reader:
                 for place in places:
                     yield place, self._clips[numbers[place]], reader
+
+    def _numbers(self, rows: Rows) -> list[int]:
+        numbers = _numbers(rows)
+        outside = [number for number in numbers if not 0 <= number < len(self)]
+        if outside:
+            raise IndexError(f"clip {outside[0]} of {len(self)}")
+        return numbers
+
+
+def _numbers(rows: Rows) -> list[int]:
+    return [int(row) for row in (rows.tolist() if isinstance(rows, Tensor) else rows)]
+
+
+def _frame_spans(clip: Span, frame: int) -> list[Span]:
+    """Where a frame's channels lie."""
+    channels, num_frames, *sides = clip.shape
+    first = Span(clip.start, clip.dtype, tuple(sides))
+    starts = [clip.start + (channel * num_frames + frame) * first.num_bytes for channel in range(channels)]
+    return [replace(first, start=start) for start in starts]
 
 
 class _TarReader:

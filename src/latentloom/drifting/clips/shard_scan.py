@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,19 @@ from latentloom.drifting.clips.clip_sample import (
     CUT_OFF,
     LATENT,
     TEXT,
+    Anchors,
     BadClipError,
     ClipDecoder,
     ClipForm,
     ClipSample,
     Shape,
+    decode_anchors,
 )
 from latentloom.drifting.clips.shard_stream import TWICE, is_member, log_skipped, no_clip_left, stem_and_suffix
 from latentloom.drifting.clips.shards import Shards, ends_whole
+from latentloom.drifting.processes import wait_for_all
 from latentloom.errors import CorruptFileError, FileError
-from latentloom.runs import track
+from latentloom.runs import process_rank, track
 from latentloom.storage import write_text
 
 logger = logging.getLogger(__name__)
@@ -109,8 +113,22 @@ class ScannedShards:
         Raises:
             CorruptFileError: it is not what it was when the shards were opened.
         """
-        try:
+        with self._change_said(clip):
             return ClipDecoder(self.shards, self.form).decode(clip.key, members)
+
+    def decode_anchors(self, clip: ClipPlace, data: bytes) -> Anchors:
+        """The clip's anchors out of their member.
+
+        Raises:
+            CorruptFileError: it is not what it was when the shards were opened.
+        """
+        with self._change_said(clip):
+            return decode_anchors(data, self.form.shape)
+
+    @contextmanager
+    def _change_said(self, clip: ClipPlace) -> Iterator[None]:
+        try:
+            yield
         except BadClipError as bad:
             path = self.shards.paths[clip.shard]
             raise CorruptFileError(f"{path} has changed, {clip.key}: {bad}; open the shards again") from bad
@@ -119,9 +137,21 @@ class ScannedShards:
 def find_clips(shards: Shards) -> ScannedShards:
     """All sound clips, out of the file beside the tars if that is still about them, otherwise looked for.
 
+    Of several processes, all of which call this, the first one looks, and the others read what it found.
+
     Raises:
         CorruptFileError: there is none.
     """
+    if process_rank() != 0:
+        wait_for_all()
+        return _found(shards)
+    try:
+        return _found(shards)
+    finally:
+        wait_for_all()  # also after an error, which the others then come to as well
+
+
+def _found(shards: Shards) -> ScannedShards:
     cache = _cache_path(shards)
     tars = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in shards.paths]
     manifest = None if shards.manifest is None else shards.manifest.model_dump(mode="json")

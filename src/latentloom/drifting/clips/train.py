@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -88,7 +89,7 @@ class ClipRefinement(Refinement[ClipRefiner]):
         self.adam_names = adam_names(config.backbone)
         self.network = new_network(data, config, self.num_classes, seed).to(device)
         if config.init_refiner is not None:
-            _start_from(config.init_refiner, self.network, classes)
+            _start_from(config.init_refiner, self.network, classes, config.ckpt_root)
         require_students(config, data.train)
 
     def load(self, rows: Int64[Tensor, "B"]) -> Float[Tensor, "B C T H W"]:
@@ -117,21 +118,27 @@ class ClipRefinement(Refinement[ClipRefiner]):
         return ClipRefiner(network, self.keyframes, self.classes, self.data.manifest)
 
 
-def _start_from(path: Path, network: nn.Module, classes: Codebook) -> None:
+def _start_from(path: Path, network: nn.Module, classes: Codebook, ckpt_root: Path | None) -> None:
     """Give a network the weights of a trained refiner.
 
     Raises:
         ConfigError: that refiner is of another shape, or its pseudo-classes are others.
+        CheckpointError: it is a LoRA of another checkpoint than `ckpt_root`.
     """
-    other, _ = load_clip_refiner(path)
+    other, _ = load_clip_refiner(path, ckpt_root=ckpt_root)
     (kind, shape, _), (other_kind, other_shape, state) = network_state(network), network_state(other.network)
-    if (kind, shape) != (other_kind, other_shape):
+    if (kind, _without_name(shape)) != (other_kind, _without_name(other_shape)):
         raise ConfigError(f"init_refiner = {str(path)!r} is of another shape; give the settings of its training")
     if not torch.equal(other.classes.centroids, classes.centroids):
         raise ConfigError(
             f"init_refiner = {str(path)!r} knows other pseudo-classes; give both one codebook, or the same shards"
         )
     load_network_state(network, state)
+
+
+def _without_name(shape: Mapping[str, Any]) -> dict[str, Any]:
+    """A shape without the name of its checkpoint's folder, which may have moved; the fingerprint stays."""
+    return {name: value for name, value in shape.items() if name != "base_name"}
 
 
 def require_students(config: ClipConfig, clips: Clips) -> None:
@@ -142,7 +149,7 @@ def require_students(config: ClipConfig, clips: Clips) -> None:
     """
     if not config.student_replace_prob:
         return
-    if not any(bool(clips.load_student(part).has_frame.any()) for part in torch.arange(len(clips)).split(64)):
+    if not clips.index.has_anchors(clips.rows):
         raise ConfigError(
             "student_replace_prob is above 0, and the shards hold no anchors of another model; set it to 0, or give "
             "shards with {key}.anchors.pt"
