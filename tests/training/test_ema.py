@@ -66,3 +66,15 @@ def test_a_restored_average_goes_on_as_if_it_had_never_stopped():
         average.update(constant_module(9.0))
     assert second.num_updates == 6
     assert torch.equal(second.weights["weight"], whole.weights["weight"])
+
+
+def test_frozen_weights_are_neither_averaged_nor_written():
+    module = constant_module(1.0)
+    module.bias.requires_grad_(False)
+    average = WeightAverage(module, decay=0.9)
+    average.update(constant_module(2.0))
+    assert average.state_dict().keys() == {"weight", "num_updates"}
+    other = constant_module(5.0).requires_grad_(False)  # whoever uses an average freezes it
+    average.copy_to(other)
+    assert torch.equal(other.weight, average.weights["weight"])
+    assert other.bias.unique().tolist() == [5.0]

@@ -192,7 +192,8 @@ class _Training(Generic[RefinerT]):
 
     def averaged(self) -> RefinerT:
         """A refiner of the averaged weights, for use."""
-        network = deepcopy(self.network)
+        frozen = [parameter for parameter in self.network.parameters() if not parameter.requires_grad]
+        network = deepcopy(self.network, {id(parameter): parameter for parameter in frozen})  # a large base is shared
         self.average.copy_to(network)
         return self.refinement.refiner(network.eval().requires_grad_(False))
 
@@ -205,8 +206,25 @@ class _Training(Generic[RefinerT]):
         return load_state(path, self._parts(), self.optimizers)
 
     def _parts(self) -> dict:
-        parts = {"refiner": self.network, "average": self.average, "sampler": self.batches.sampler}
+        parts = {"refiner": _Trained(self.network), "average": self.average, "sampler": self.batches.sampler}
         return parts | (self.objective.banks() if self.objective is not None else {})
+
+
+class _Trained:
+    """The state of a network without what is frozen in it, such as the large base of a LoRA."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def state_dict(self) -> dict[str, Tensor]:
+        frozen = {name for name, parameter in self.network.named_parameters() if not parameter.requires_grad}
+        return {name: value for name, value in self.network.state_dict().items() if name not in frozen}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if missing := self.state_dict().keys() - state.keys():
+            raise ValueError(f"{len(missing)} weights are missing, such as {min(missing)}")
+        if unknown := self.network.load_state_dict(state, strict=False).unexpected_keys:
+            raise ValueError(f"{len(unknown)} weights are unknown, such as {unknown[0]}")
 
 
 def saved_step(path: Path) -> int:
