@@ -218,9 +218,12 @@ def test_a_learned_interpolation_travels_with_its_refiner(shards, tmp_path):
     assert not torch.equal(loaded.keyframes.interpolate(clips, given), new.interpolate(clips, given))
 
 
-@pytest.mark.parametrize("train_blocks", ["full", "lora"])
-def test_a_saved_wan_refiner_makes_the_same_clips(latents, tmp_path, train_blocks):
-    config = tiny(latents, backbone="wan", train_blocks=train_blocks, lora_rank=2, num_levels=2)
+@pytest.mark.parametrize(
+    ("train_blocks", "base_dtype"), [("full", "float32"), ("lora", "float32"), ("lora", "bfloat16")]
+)
+def test_a_saved_wan_refiner_makes_the_same_clips(latents, tmp_path, train_blocks, base_dtype):
+    about = {"train_blocks": train_blocks, "base_dtype": base_dtype}
+    config = tiny(latents, backbone="wan", lora_rank=2, num_levels=2, **about)
     same_after_saving(config, tmp_path)
     size = (tmp_path / "refiner.safetensors").stat().st_size
     assert (size < 2e6) == (train_blocks == "lora")

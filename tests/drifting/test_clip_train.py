@@ -113,6 +113,38 @@ def test_an_interrupted_training_with_a_learned_interpolation_comes_to_the_very_
     interrupted_and_whole(config, tmp_path)
 
 
+def test_a_lora_is_averaged_and_kept_without_its_base_and_resumes_exactly(tmp_path):
+    pytest.importorskip("peft")
+    generator = torch.Generator().manual_seed(0)
+    with ShardWriter(tmp_path / "latents", space="latent") as writer:
+        for number in range(8):
+            writer.write(f"clip{number}", torch.randn(16, 5, 4, 4, generator=generator).half().float())
+    changes = {"backbone": "wan", "train_blocks": "lora", "lora_rank": 2, "num_levels": 2, "objective": "mse"}
+    changes |= {"gradient_checkpointing": True, "base_dtype": "bfloat16"}
+    config, calls = tiny(tmp_path / "latents", **changes), []
+
+    def interrupt(refiner):
+        calls.append(refiner)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return {}
+
+    whole = train(config, tmp_path / "whole", lambda refiner: {})
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "halves", interrupt)
+    halves = train(config, tmp_path / "halves", lambda refiner: {})
+    assert set(largest_difference(tmp_path / "whole", tmp_path / "halves").values()) == {0.0}
+    for name, weight in whole.network.state_dict().items():
+        assert torch.equal(weight, halves.network.state_dict()[name])
+    assert whole.network.gradient_checkpointing
+    assert whole.network.transformer.patch_embedding.weight.dtype == torch.bfloat16
+    kept = {name for name in load_file(tmp_path / "whole" / STATE_NAME) if name.startswith(("refiner/", "average/"))}
+    assert any("lora_A" in name for name in kept)
+    assert not any("base_layer" in name or "time_embedder" in name for name in kept)
+    shared = [network.transformer.patch_embedding.weight.data_ptr() for network in (r.network for r in calls)]
+    assert len(set(shared)) == 1  # of both checkpoints one frozen base
+
+
 def test_two_processes_train_as_one_with_the_doubled_batch(shards, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)  # spawned processes take over the path
     ranks = importlib.import_module("clip_ranks")

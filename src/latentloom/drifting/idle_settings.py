@@ -51,13 +51,14 @@ def _idle_keypatches(config: DriftConfig) -> dict[str, tuple[bool, str]]:
 def _idle_clips(config: ClipConfig) -> dict[str, tuple[bool, str]]:
     features = (config.objective == "drift" and config.feature_loss_weight > 0, "features that drifting compares")
     tokens, wan = (config.backbone == "tokens", "backbone = tokens"), (config.backbone == "wan", "backbone = wan")
+    lora = (wan[0] and config.train_blocks == "lora", "backbone = wan and train_blocks = lora")
     names = [name for name in type(config).model_fields if name.startswith("feature_include_")]
     return {
         **dict.fromkeys([*names, "feature_checkpoint"], features),
         "feature_mae_steps": (features[0] and config.feature_checkpoint is None, "an autoencoder that is trained here"),
         **dict.fromkeys(("patch_size", "width", "depth", "num_heads"), tokens),
-        "train_blocks": wan,
-        "lora_rank": (wan[0] and config.train_blocks == "lora", "backbone = wan and train_blocks = lora"),
+        **dict.fromkeys(("train_blocks", "gradient_checkpointing"), wan),
+        **dict.fromkeys(("lora_rank", "base_dtype"), lora),
         "interp_steps": (config.interp_mode == "learned", "interp_mode = learned"),
         "corrupt_sigma": (config.corrupt_mode != "none", "corrupt_mode = dist or gauss"),
         "held_out_share": (config.held_out_root is None, "held-out clips out of data_root, that is, no held_out_root"),

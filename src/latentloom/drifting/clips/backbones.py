@@ -32,7 +32,7 @@ def new_network(data: ClipData, config: ClipConfig, num_classes: int, seed: int)
         if config.backbone == "wan":
             from latentloom.drifting.clips.wan_refiner_base import make_wan_refiner  # diffusers takes seconds
 
-            return make_wan_refiner(
+            network = make_wan_refiner(
                 config.ckpt_root,
                 channels=channels,
                 num_classes=num_classes,
@@ -40,7 +40,10 @@ def new_network(data: ClipData, config: ClipConfig, num_classes: int, seed: int)
                 keep_anchors_fixed=config.keep_anchors_fixed,
                 train_blocks=config.train_blocks,
                 lora_rank=config.lora_rank,
+                dtype=getattr(torch, config.base_dtype),
             )
+            network.gradient_checkpointing = config.gradient_checkpointing
+            return network
         return TokenRefiner(
             TokenRefinerShape(
                 channels=channels,

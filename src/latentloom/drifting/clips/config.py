@@ -67,6 +67,12 @@ class ClipConfig(FieldConfig, ClipDataConfig):
         default="full", description="Whether a Wan DiT's blocks are trained, or a LoRA on them."
     )
     lora_rank: Count = Field(default=16, description="Rank of that LoRA.")
+    base_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Of the frozen blocks under that LoRA; bfloat16 takes half the memory."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Compute a Wan DiT's blocks again for the gradient: slower, with far less memory."
+    )
 
     init_refiner: Path | None = Field(
         default=None, description="Refiner whose weights training starts from, such as one trained by regression."

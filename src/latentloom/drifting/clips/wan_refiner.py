@@ -37,6 +37,7 @@ class WanRefinerShape(Config):
         keep_anchors_fixed: whether given frames are put back unchanged.
         train_blocks: "full" trains everything; "lora" adapters in the blocks, and the layers that Wan does not have.
         lora_rank: of the adapters.
+        base_dtype: of what is frozen.
     """
 
     num_classes: int = Field(ge=1)
@@ -48,6 +49,7 @@ class WanRefinerShape(Config):
     keep_anchors_fixed: bool = True
     train_blocks: Literal["full", "lora"] = "full"
     lora_rank: int = Field(default=16, ge=1)
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 class WanRefiner(nn.Module):
@@ -63,6 +65,9 @@ class WanRefiner(nn.Module):
     Args:
         shape: of the conditions, and what is trained.
         transformer: the pretrained one, of text to video; it is changed and belongs to the refiner from then on.
+
+    Attributes:
+        gradient_checkpointing: compute the blocks again for the gradient, which takes time and saves memory.
 
     Raises:
         ConfigError: the transformer also takes images, or peft is missing, which "lora" needs.

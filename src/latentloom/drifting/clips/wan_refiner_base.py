@@ -38,7 +38,7 @@ def make_wan_refiner(
         keep_anchors_fixed: whether given frames are put back unchanged.
         train_blocks: what is trained.
         lora_rank: of the adapters, for "lora".
-        dtype: of what is frozen; "full" takes float32.
+        dtype: of what is frozen, float32 or bfloat16; "full" takes float32.
 
     Raises:
         FileError: there is no such checkpoint, or not one transformer alone in it (CheckpointError).
@@ -64,6 +64,7 @@ def make_wan_refiner(
         keep_anchors_fixed=keep_anchors_fixed,
         train_blocks=train_blocks,
         lora_rank=lora_rank,
+        base_dtype="float32" if dtype == torch.float32 else "bfloat16",
     )
     return WanRefiner(shape, transformer)
 
@@ -72,7 +73,6 @@ def rebuild_wan_refiner(
     shape: WanRefinerShape,
     state: Mapping[str, Shaped[Tensor, "..."]],
     root: Path | None = None,
-    dtype: torch.dtype = torch.float32,
 ) -> WanRefiner:
     """A trained refiner from its shape and what `state_to_save` gave.
 
@@ -80,7 +80,6 @@ def rebuild_wan_refiner(
         shape: as it was trained.
         state: the saved weights.
         root: for "lora", the checkpoint it was trained on; MicroWan when None. "full" needs none.
-        dtype: of a base that is read.
 
     Raises:
         CheckpointError: the base is another one, or the weights are not those of the shape.
@@ -95,7 +94,7 @@ def rebuild_wan_refiner(
                 f"{root} holds transformer {found}, the refiner was trained on {shape.base} ({shape.base_name}); "
                 "give that checkpoint as ckpt_root"
             )
-        transformer = load_transformer(root, dtype=dtype)
+        transformer = load_transformer(root, dtype=getattr(torch, shape.base_dtype))
     refiner = WanRefiner(shape, transformer)
     try:
         refiner.load_saved(dict(state))
