@@ -5,10 +5,12 @@ import torch
 from blob_shards import tiny, write_blobs
 from shard_files import write_folder
 
-from latentloom.drifting.clips.classes import CODEBOOK_FILE, classify, make_classes
+from latentloom.drifting.clips.classes import CODEBOOK_FILE, LABELS_FILE, classify, make_classes
 from latentloom.drifting.clips.data import load_clips
 from latentloom.drifting.representation.codebook import Codebook, load_codebook
 from latentloom.errors import ConfigError, FileError, LatentLoomError
+from latentloom.storage import save_module
+from latentloom.storage.modules import read_origin
 
 CPU = torch.device("cpu")
 
@@ -84,7 +86,24 @@ def test_classes_without_training_clips_are_left_out_and_labels_close_up(made, s
     assert torch.equal(found.centroids, codebook.centroids)
     assert torch.equal(labelled.train.labels, data.train.labels)
     assert torch.equal(labelled.held_out.labels, data.held_out.labels)
-    assert not (tmp_path / "unused").exists()
+    assert [path.name for path in (tmp_path / "unused").iterdir()] == [LABELS_FILE]  # the codebook lies elsewhere
+
+
+def test_labels_are_found_once_for_these_clips_and_this_codebook(made, shards, tmp_path):
+    config, _, data, file = made
+    folder = tmp_path / "classes"
+    folder.mkdir()
+    (folder / CODEBOOK_FILE).write_bytes(file.read_bytes())
+    turned = (data.train.labels + 1) % 3  # as another machine might have rounded
+    origin = read_origin(file.parent / LABELS_FILE)
+    save_module(folder / LABELS_FILE, {"train": turned, "held_out": data.held_out.labels}, origin.kind, origin.config)
+    assert torch.equal(make_classes(config, load_clips(config, CPU), folder)[1].train.labels, turned)
+    other = tiny(shards, split_seed=3)
+    found = make_classes(other, load_clips(other, CPU), folder)[1]
+    assert torch.equal(found.train.labels.sort().values.unique(), torch.arange(3))
+    assert read_origin(folder / LABELS_FILE).config != origin.config
+    (folder / LABELS_FILE).write_bytes(b"half a file")
+    assert LABELS_FILE in refuses(other, folder, FileError)
 
 
 def test_held_out_clips_of_a_class_that_training_lacks_get_the_nearest_one_left(made, shards, tmp_path):

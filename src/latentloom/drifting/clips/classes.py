@@ -1,5 +1,6 @@
 """The pseudo-classes of a run's clips: of a codebook that is given, or of one that is fitted to the training clips."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from latentloom.drifting.claims import samples_digest
 from latentloom.drifting.clips.clip_sample import ClipSample
 from latentloom.drifting.clips.condition import fit_condition_encoder
 from latentloom.drifting.clips.condition_parts import ConditionSettings
@@ -18,19 +20,23 @@ from latentloom.drifting.representation.codebook import Codebook, load_codebook
 from latentloom.drifting.representation.kmeans import fit_kmeans
 from latentloom.errors import ConfigError, ShapeError
 from latentloom.runs import process_rank, track
+from latentloom.storage import save_module
+from latentloom.storage.modules import read_origin, read_tensors
 
 CODEBOOK_FILE = "codebook.safetensors"
+LABELS_FILE = "labels.safetensors"
 _CLIPS_AT_ONCE = 64
 
 
 def make_classes(config: ClipConfig, data: ClipData, folder: Path) -> tuple[Codebook, ClipData]:
     """The codebook of the settings, and the data with the label of every clip.
 
-    Classes without a training clip are left out. A codebook that is fitted here is kept in `folder`.
+    Classes without a training clip are left out. A codebook that is fitted here is kept in `folder`, and so are the
+    labels: the first process finds them once, as a clip between two centroids may get another one elsewhere.
 
     Raises:
         ConfigError: more classes than training clips, or a codebook for other clips.
-        FileError: no such codebook.
+        FileError: no such codebook, or damaged labels (CorruptFileError).
     """
     path = folder / CODEBOOK_FILE
     if config.codebook is not None:
@@ -41,13 +47,15 @@ def make_classes(config: ClipConfig, data: ClipData, folder: Path) -> tuple[Code
             _fit(config, data).save(path)
         wait_for_all()  # else a slower process would not find what the first one writes
         codebook = load_codebook(path)
-    with _other_clips_said(config.codebook or path):
-        labels = classify(codebook, data.train)
-    present = labels.unique()
-    codebook = Codebook(codebook.centroids[present], codebook.encoder, codebook.record)
-    labels = torch.searchsorted(present, labels)
-    held_out = data.held_out.labelled(classify(codebook, data.held_out))
-    return codebook, data.labelled(data.train.labelled(labels), held_out)
+    found, about = folder / LABELS_FILE, _about_labels(codebook, data)
+    if process_rank() == 0 and not (found.exists() and read_origin(found).config == about):
+        with _other_clips_said(config.codebook or path):
+            save_module(found, _labels(codebook, data), "ClipLabels", about)
+    wait_for_all()
+    labels = read_tensors(found)
+    present = labels["train"].unique()
+    train = data.train.labelled(torch.searchsorted(present, labels["train"]))
+    return _only(codebook, present), data.labelled(train, data.held_out.labelled(labels["held_out"]))
 
 
 def refuse_classes_that_do_not_fit(config: ClipConfig, data: ClipData) -> None:
@@ -86,6 +94,23 @@ def _refuse_too_many(config: ClipConfig, data: ClipData) -> None:
             f"num_pseudo_classes = {config.num_pseudo_classes} for {len(data.train)} training clips; give at most as "
             "many"
         )
+
+
+def _labels(codebook: Codebook, data: ClipData) -> dict[str, Int64[Tensor, "_"]]:
+    """Of the training clips by the whole codebook, of the held-out ones by the classes that those have."""
+    train = classify(codebook, data.train)
+    return {"train": train, "held_out": classify(_only(codebook, train.unique()), data.held_out)}
+
+
+def _only(codebook: Codebook, present: Int64[Tensor, "_"]) -> Codebook:
+    return Codebook(codebook.centroids[present], codebook.encoder, codebook.record)
+
+
+def _about_labels(codebook: Codebook, data: ClipData) -> dict[str, str]:
+    """What labels belong to: the clips of both parts, and the codebook."""
+    clips = [f"{part.fingerprint} {part.rows.tolist()}" for part in (data.train, data.held_out)]
+    numbers = hashlib.sha256(codebook.centroids.contiguous().numpy().tobytes()).hexdigest()
+    return {"data": samples_digest(" ".join(clips)), "codebook": f"{codebook.encoder.fingerprint} {numbers[:16]}"}
 
 
 def _fit(config: ClipConfig, data: ClipData) -> Codebook:
