@@ -159,6 +159,47 @@ def test_an_encoder_is_evaluated_on_labelled_images(tmp_path):
     assert any("no prompts" in line for line in figures["missing"])
 
 
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("mae") / "mae.safetensors"
+    torch.manual_seed(0)
+    save_mae(path, LatentMae(MaeShape(channels=3, width=8, stages=2)), {})
+    return path
+
+
+@pytest.mark.parametrize("with_codebook", [True, False])
+def test_an_encoder_is_evaluated_on_the_frames_of_clips(codebook, encoder, shards, tmp_path, with_codebook):
+    line = ["--encoder", str(encoder), "--dataset", "shards", "--data-root", str(shards)]
+    line += ["--codebook", str(codebook)] if with_codebook else []
+    assert run(["drift", "evaluate-representation", *line, "--out-dir", str(tmp_path / "run")]) == 0
+    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert figures["representation"] == "encoder mae"
+    assert figures["num_sampled"] == figures["occupancy"]["num_samples"] == 60
+    assert figures["occupancy"]["num_used"] == 4
+    assert figures["retrieval"]["retrieval/top5"] == 1  # clips of a kind have one colour
+    assert figures["agreement"]["agreement/text_cosine"] > 0.9
+
+
+def test_the_folder_of_no_earlier_evaluation_is_taken(codebook, shards, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = ["--codebook", str(codebook), "--data-root", str(shards), "--max-samples", "8"]
+    for _ in range(2):
+        assert run(["drift", "evaluate-representation", *line]) == 0
+    folders = list((tmp_path / "runs").iterdir())
+    assert len(folders) == 2
+    assert all((folder / "report.html").exists() and "representation" in folder.name for folder in folders)
+
+
+def test_a_single_clip_is_refused_in_one_line(codebook, tmp_path, capsys):
+    write(tmp_path / "one", [sample(0)])
+    line = ["--codebook", str(codebook), "--data-root", str(tmp_path / "one"), "--out-dir", str(tmp_path / "run")]
+    assert run(["drift", "evaluate-representation", *line]) == 2
+    error = capsys.readouterr().err
+    assert "1 clips in" in error
+    assert "at least 2 are compared" in error
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -167,6 +208,9 @@ def test_an_encoder_is_evaluated_on_labelled_images(tmp_path):
         (["--codebook", "{codebook}", "--data-root", "{shards}", "--dataset", "digits"], "--dataset has no effect"),
         (["--encoder", "random", "--feature-encoder", "x"], "--feature-encoder has no effect"),
         (["--encoder", "nowhere.safetensors"], "does not exist"),
+        (["--encoder", "random", "--codebook", "{codebook}"], "give --dataset shards too"),
+        (["--encoder", "random", "--dataset", "shards"], "give --data-root SHARDS"),
+        (["--encoder", "random", "--dataset", "shards", "--data-root", "{shards}", "--image-size", "8"], "no effect"),
         (["--encoder", "random", "--dataset", "imagefolder"], "needs data_root"),
         (["--codebook", "nowhere.safetensors", "--data-root", "{shards}"], "does not exist"),
     ],

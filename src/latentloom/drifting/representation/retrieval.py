@@ -1,6 +1,6 @@
 """Nearest neighbours: do they share the class, and do their prompts and keyframes agree?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,13 +8,19 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from latentloom.drifting.randomness import step_generator
+from latentloom.errors import ConfigError
 
 TOP = (1, 5, 10)
 _ROWS_AT_ONCE = 512
 
 
 def nearest_neighbours(vectors: Float[Tensor, "N D"], count: int) -> Int64[Tensor, "N _"]:
-    """The rows of the nearest other vectors of each vector, nearest first; `count` of them, or all others."""
+    """The rows of the nearest other vectors of each vector, nearest first; `count` of them, or all others.
+
+    Raises:
+        ConfigError: fewer than two vectors, which have no neighbours.
+    """
+    require_pairs(len(vectors), "samples")
     count = min(count, len(vectors) - 1)
     points = vectors.float() - vectors.float().mean(dim=0)  # far from the origin float32 has few digits for differences
     found = []
@@ -23,6 +29,16 @@ def nearest_neighbours(vectors: Float[Tensor, "N D"], count: int) -> Int64[Tenso
         distances[torch.arange(len(rows)), rows] = torch.inf
         found.append(distances.topk(count, largest=False).indices)
     return torch.cat(found)
+
+
+def require_pairs(number: int, what: str) -> None:
+    """Return if there are at least two of `what`, so that they can be compared.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    if number < 2:
+        raise ConfigError(f"{number} {what}; at least 2 are compared, give more")
 
 
 def class_consistency(
@@ -73,11 +89,6 @@ def agreement(
     return _of_pairs(neighbours.cpu(), texts, keyframes, peak) | {
         f"random/{name}": value for name, value in _of_pairs(others, texts, keyframes, peak).items()
     }
-
-
-def share_together(pairs: Int64[Tensor, "N K"], groups: Mapping[str, Int64[Tensor, "N"]]) -> dict[str, float]:
-    """By name of a grouping, the share of pairs in which both are of one group."""
-    return {name: float((group[pairs] == group[:, None]).double().mean()) for name, group in groups.items()}
 
 
 def _of_pairs(
