@@ -23,7 +23,8 @@ CPU = torch.device("cpu")
 
 
 def make(*arguments) -> int:
-    return run(["drift", "make-shards", "--device", "cpu", *map(str, arguments)])
+    models = [] if {"pixel", "--no-text"} <= set(arguments) else ["--device", "cpu"]
+    return run(["drift", "make-shards", *models, *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,19 @@ def test_videos_become_train_and_held_out(tmp_path, caplog):
     assert "broken.mp4" in caplog.text
 
 
+def test_videos_of_different_rates_are_named(tmp_path, caplog):
+    (tmp_path / "v").mkdir()
+    for name, rate in (("slow", 10), ("fast", 30)):
+        write_video(tmp_path / "v" / f"{name}.mp4", np.zeros((6, 16, 16, 3), dtype=np.uint8), rate)
+    options = ["--num-frames", 5, "--space", "pixel", "--no-text"]
+    assert make("--videos", tmp_path / "v", *options, "--out", tmp_path / "s") == 0
+    assert "10 (slow.mp4), 30 (fast.mp4)" in caplog.text
+    caplog.clear()
+    (tmp_path / "v" / "slow.mp4").unlink()
+    assert make("--videos", tmp_path / "v", *options, "--out", tmp_path / "t") == 0
+    assert "frames per second" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -106,6 +120,15 @@ def test_videos_become_train_and_held_out(tmp_path, caplog):
         (["--world", "2", "--tile", "8"], "--tile has no effect with --world"),
         (["--world", "2", "--space", "pixel", "--frames", "each"], "--frames has no effect with --space pixel"),
         (["--videos", "v", "--split", "train"], "--split has no effect with --videos"),
+        (["--videos", "v", "--seed", "1"], "--seed has no effect with --videos"),
+        (
+            ["--world", "2", "--space", "pixel", "--no-text", "--device", "cpu"],
+            "--device has no effect with --space pixel --no-text",
+        ),
+        (
+            ["--world", "2", "--space", "pixel", "--no-text", "--ckpt-root", "nowhere"],
+            "--ckpt-root has no effect with --space pixel --no-text",
+        ),
         (["--world", "2", "--num-frames", "12", "--no-text"], "no clips of 12 frames"),
         (["--world", "2", "--frame-size", "50", "--no-text"], "multiples of 8"),
         (["--videos", "nowhere", "--no-text"], "nowhere is no folder"),

@@ -1,11 +1,11 @@
 """`latentloom drift make-shards`: clips of videos or of MicroWan's world as shards that drifting trains on."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from latentloom.cli.micro import SeedOption
 from latentloom.cli.model import DeviceOption, checkpoint_or_default
 from latentloom.cli.options import CkptRootOption, JsonOption, emit_json
 from latentloom.cli.stopwatch import Stopwatch
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from latentloom.drifting.clips.encode import ClipEncoder, SourceClip
+
+logger = logging.getLogger(__name__)
 
 WORLD_SIZE = 48
 
@@ -60,7 +62,9 @@ def command(
     clips_per_shard: Annotated[int, typer.Option("--clips-per-shard", min=1, help="Clips of a tar.")] = 256,
     no_text: Annotated[bool, typer.Option("--no-text", help="Store prompts without their embeddings.")] = False,
     ckpt_root: CkptRootOption = None,
-    seed: SeedOption = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="World: start of all randomness (default: 0).")
+    ] = None,
     device: DeviceOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -72,10 +76,12 @@ def command(
         raise ConfigError("give either --videos FOLDER or --world N")
     if out.exists() and any(out.iterdir()):
         raise FileError(f"{out} is not empty; give a new folder to --out")
-    idle = {"--frame-size": frame_size, "--split": split} if videos else {}
+    idle = {"--frame-size": frame_size, "--split": split, "--seed": seed} if videos else {}
     idle |= {"--tile": tile, "--hop": hop, "--held-out-share": held_out_share} if world else {}
     _refuse_idle("--videos" if videos else "--world", idle)
     _refuse_idle("--space pixel", {"--frames": frames} if space == "pixel" else {})
+    models = {"--ckpt-root": ckpt_root, "--device": device}
+    _refuse_idle("--space pixel --no-text", models if space == "pixel" and no_text else {})
 
     clock = Stopwatch()
     with clock.time("load"):
@@ -95,8 +101,8 @@ def command(
 
         size, chosen = frame_size or WORLD_SIZE, split or "train"
         encoder.require_size(num_frames, size, size)
-        clips, fps = world_clips(world, num_frames, size, height, chosen, seed), facts.get("micro").fps
-        source, has_parts = f"{world} clips of MicroWan's world, split {chosen}, seed {seed}", False
+        clips, fps = world_clips(world, num_frames, size, height, chosen, seed or 0), facts.get("micro").fps
+        source, has_parts = f"{world} clips of MicroWan's world, split {chosen}, seed {seed or 0}", False
     else:
         has_parts = bool(held_out_share)
         clips, fps, source = _video_clips(
@@ -129,6 +135,14 @@ def _video_clips(
     names = ", ".join(video.path.name for video in videos[:3]) + (", ..." if len(videos) > 3 else "")
     share = f", the last {held_out_share:g} of each held out" if held_out_share else ""
     about = f"{len(videos)} videos of {folder.name} ({names}), a clip every {hop} frames{share}"
+    rates = {round(video.fps, 3): video.path.name for video in reversed(videos)}
+    if len(rates) > 1:
+        named = ", ".join(f"{rate:g} ({rates[rate]})" for rate in sorted(rates))
+        logger.warning(
+            "videos of %s frames per second: their motion differs in speed, and the manifest says %g",
+            named,
+            videos[0].fps,
+        )
     return cut_videos(videos, windows), videos[0].fps, about
 
 
