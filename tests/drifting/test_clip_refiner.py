@@ -16,11 +16,12 @@ from latentloom.drifting.clips.config import ClipConfig
 from latentloom.drifting.clips.corruption import FilledClips, Keyframes
 from latentloom.drifting.clips.data import ClipData, load_clips
 from latentloom.drifting.clips.fitted_warper import make_keyframes
-from latentloom.drifting.clips.refiner import TokenRefiner, TokenRefinerShape
+from latentloom.drifting.clips.refiner import ADAM_NAMES, TokenRefiner, TokenRefinerShape
 from latentloom.drifting.clips.refiner_files import ClipRefiner, load_clip_refiner, save_clip_refiner
 from latentloom.drifting.clips.shard_writer import ShardWriter
 from latentloom.errors import CheckpointError, FileError, LatentLoomError, ShapeError
 from latentloom.keyframes.sinkhorn import SinkhornWarper
+from latentloom.training import make_optimizers
 
 CPU = torch.device("cpu")
 SIZES = (4, 3, 5, 8, 8)
@@ -199,6 +200,15 @@ def latents(tmp_path_factory) -> Path:
             clip = torch.randn(16, 5, 4, 4, generator=generator)
             writer.write(f"clip{number}", clip, torch.randn(2, 128, generator=generator), f"prompt {number}")
     return folder
+
+
+def test_muon_takes_matrices_of_the_blocks_alone():
+    refiner = make()
+    muon = make_optimizers([refiner], muon_lr=0.1, adam_lr=0.1, adam_names=ADAM_NAMES)[1]
+    taken = {matrix.data_ptr() for matrix in muon.param_groups[0]["params"]}
+    names = {name for name, parameter in refiner.named_parameters() if parameter.data_ptr() in taken}
+    assert names
+    assert all(name.startswith("blocks.") for name in names)
 
 
 @pytest.mark.parametrize(

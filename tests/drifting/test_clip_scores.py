@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latentloom.drifting import distances
-from latentloom.drifting.clips.pictures import MARK_COLOUR, MARK_PIXELS, contact_sheet, given_frames
+from latentloom.drifting.clips.pictures import MARK_COLOUR, MARK_PIXELS, contact_sheet
 from latentloom.drifting.clips.random_features import RandomFeatures
 from latentloom.drifting.clips.scores import (
     BEST_PSNR,
@@ -241,10 +241,6 @@ def test_long_clips_are_shown_in_17_frames_with_both_ends():
     assert (sheet == 0).all(axis=-1).sum() == 64**2  # the last frame is black
 
 
-def test_frames_that_were_not_given_are_grey():
-    clip = torch.ones(3, 3, 2, 2)
-    shown = given_frames(clip, torch.tensor([True, False, True]))
-    assert shown[:, 1].abs().max() == 0
-    assert torch.equal(shown[:, ::2], clip[:, ::2])
+def test_a_contact_sheet_of_no_clips_is_refused():
     with pytest.raises(ShapeError, match="give clips alike"):
         contact_sheet([], [], torch.ones(4, dtype=torch.bool))

@@ -16,7 +16,7 @@ from latentloom.errors import CheckpointError, ConfigError
 from latentloom.tensors import TextEmbeddings
 from latentloom.wan.fingerprint import fingerprint
 
-SAMPLE_SIZE = 32768  # clips that g is fitted to; more do not change its 64 directions
+SAMPLE_SIZE = 32768  # clips that g and 1024 centroids are fitted to: more do not change its 64 directions
 _CLIPS_AT_ONCE = 64
 _LEAST_DEVIATION = 1e-4  # of the largest one of a part; a channel below it is constant but for rounding
 TENSOR_NAMES = ("mean", "scale", "basis")

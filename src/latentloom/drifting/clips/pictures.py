@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from latentloom.drifting.pictures import MISSING, SAMPLE_PIXELS, image_grid
+from latentloom.drifting.pictures import SAMPLE_PIXELS, image_grid
 from latentloom.errors import ShapeError
 
 MAX_COLUMNS = 17
@@ -39,16 +39,6 @@ def contact_sheet(
     rows = [_with_edges(clip.detach().cpu().float()[:, shown].transpose(0, 1), marks) for clip in clips]
     numbers = [f"{number} given" if mark else str(number) for number, mark in zip(shown.tolist(), marks, strict=True)]
     return image_grid(rows, captions, numbers)
-
-
-def given_frames(clip: Float[Tensor, "C T H W"], given: Bool[Tensor, "T"]) -> Float[Tensor, "C T H W"]:
-    """The given frames of a clip; the others are grey.
-
-    Args:
-        clip: pixels from -1 to 1.
-        given: true where a frame was given.
-    """
-    return clip.masked_fill(~given.to(clip.device).view(1, -1, 1, 1), MISSING)
 
 
 def _with_edges(frames: Float[Tensor, "T _ H W"], marks: Bool[Tensor, "T"]) -> Float[Tensor, "T 3 height width"]:

@@ -13,7 +13,7 @@ from latentloom.keyframes import interpolate_frames, patchify, unpatchify
 from latentloom.runs import Config
 
 #: What Muon leaves to Adam: layers between the data and the hidden channels, and what conditions the blocks.
-ADAM_NAMES = ("patch_in", "patch_out", "position", "of_alpha", "of_text", "to_condition")
+ADAM_NAMES = ("patch_in", "patch_out", "position", "of_time", "of_alpha", "of_text", "to_condition")
 TIME_FREQUENCIES = 16
 
 

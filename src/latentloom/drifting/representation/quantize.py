@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from latentloom.drifting.clips.clip_sample import ClipSample
-from latentloom.drifting.clips.condition import ConditionEncoder, batches_of, fit_condition_encoder
+from latentloom.drifting.clips.condition import SAMPLE_SIZE, ConditionEncoder, batches_of, fit_condition_encoder
 from latentloom.drifting.clips.condition_parts import ConditionSettings
 from latentloom.drifting.encoders import FeatureEncoder
 from latentloom.drifting.representation.codebook import Codebook
@@ -18,9 +18,6 @@ from latentloom.drifting.representation.occupancy import Occupancy, occupancy, p
 from latentloom.errors import ConfigError
 
 logger = logging.getLogger(__name__)
-
-SAMPLE_SIZE = 32768
-"""Clips that encoder and centroids are fitted to: 32 per class where there are 1024."""
 
 _CLIPS_AT_ONCE = 256
 
