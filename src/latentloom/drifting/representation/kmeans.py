@@ -18,7 +18,7 @@ Nearest = Callable[[Float[Tensor, "N D"], Float[Tensor, "K D"]], tuple[Int64[Ten
 MAX_ITERATIONS = 20
 NUM_ROUNDS = 32  # in which the first centroids are drawn
 #: Clusters with less than this share of the mean occupancy are re-seeded. With a larger share more clusters are
-#: unsettled than filled; when only empty ones are re-seeded, a tenth of the clusters of noise keep a single member.
+#: unsettled than filled; when only empty ones are re-seeded, one in fifteen clusters of noise keeps a single member.
 #: In the first iterations a larger share parts centroids that began in one group of vectors; in the last ones only
 #: clusters of 0 or 1 are re-seeded, as what was moved last has not settled. Measured in benchmarks/results/kmeans.txt.
 FEW_SHARE = 0.2
