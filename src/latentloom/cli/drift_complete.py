@@ -8,7 +8,7 @@ import typer
 from latentloom.cli.model import DeviceOption, checkpoint_or_default
 from latentloom.cli.options import CkptRootOption, JsonOption, emit_json
 from latentloom.cli.stopwatch import Stopwatch
-from latentloom.errors import ConfigError
+from latentloom.errors import ConfigError, FileError
 
 
 def command(
@@ -42,7 +42,13 @@ def command(
         import torch
 
         from latentloom.cli.shipped_refiner import shipped_refiner
-        from latentloom.drifting.clips.complete import Completion, clip_space, complete_storyboard, decode_completion
+        from latentloom.drifting.clips.complete import (
+            Completion,
+            clip_space,
+            complete_storyboard,
+            decode_completion,
+            require_text_encoder,
+        )
         from latentloom.drifting.clips.encode import ClipEncoder, PromptTexts
         from latentloom.drifting.clips.refiner_files import load_clip_refiner
         from latentloom.drifting.clips.storyboard import find_keyframes, keyframe_times, make_storyboard
@@ -50,10 +56,14 @@ def command(
         from latentloom.storage import write_video
         from latentloom.tensors import TextEmbeddings
 
+        for path in (out, compare):
+            if path is not None:
+                _require_clip_file(path)
         files = find_keyframes(keyframes)
         chosen = choose_device(device)
-        root = checkpoint_or_default(ckpt_root)
         loaded, config = load_clip_refiner(refiner or shipped_refiner(), chosen, ckpt_root)
+        trained_at = config.ckpt_root if config.ckpt_root is not None and config.ckpt_root.exists() else None
+        root = checkpoint_or_default(ckpt_root or trained_at)
         shape = loaded.classes.encoder.clip_shape
         frames = keyframe_times(read_times(times), len(files), shape[1])
         space = clip_space(loaded, root, chosen)
@@ -61,7 +71,10 @@ def command(
         if loaded.classes.encoder.text_width is not None:
             from latentloom.cli.model import load_text_encoder
 
-            text = TextEmbeddings.from_list(PromptTexts(load_text_encoder(root, device, None)).of([prompt or ""]))
+            if prompt is None:
+                raise ConfigError("the refiner was trained with prompts; give --prompt, what the clip shows")
+            require_text_encoder(loaded, root)
+            text = TextEmbeddings.from_list(PromptTexts(load_text_encoder(root, device, None)).of([prompt]))
         elif prompt is not None:
             raise ConfigError("the refiner was trained without prompts; leave out --prompt")
     with clock.time("encode"):
@@ -80,6 +93,20 @@ def command(
     emit_json(
         json_file, {"times": frames, "level": completion.level, "keeps_keyframes": kept, "seconds": clock.seconds}
     )
+
+
+def _require_clip_file(path: Path) -> None:
+    """Return if a clip can be written there, which is asked before it is made.
+
+    Raises:
+        FileError: another suffix, or a place that cannot be written to.
+    """
+    from latentloom.storage.atomic import require_writable
+    from latentloom.storage.video import SUFFIXES
+
+    if path.suffix.lower() not in SUFFIXES:
+        raise FileError(f"{path} ends in {path.suffix!r}; a clip is written as one of {', '.join(SUFFIXES)}")
+    require_writable(path)
 
 
 def read_times(text: str | None) -> list[int] | None:

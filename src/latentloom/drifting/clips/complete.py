@@ -1,4 +1,4 @@
-"""A storyboard completed to a clip: keyframes at their times, and a prompt where there is one."""
+"""A storyboard completed to a clip: keyframes at their times, and a prompt for a refiner that knows prompts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from latentloom.errors import ConfigError
 from latentloom.keyframes import frame_confidence
 from latentloom.keyframes.frame_schedule import frame_levels
 from latentloom.tensors import TextEmbeddings
+from latentloom.wan.checkpoint_fingerprints import fingerprint_text_encoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +87,21 @@ def decode_completion(
         ConfigError: the VAE at `vae_root` is not that of the refiner's clips.
     """
     return clip_space(refiner, vae_root, device).to_frames(completion.clip)[0]
+
+
+def require_text_encoder(refiner: ClipRefiner, root: Path) -> None:
+    """Return if a checkpoint's text encoder made the texts that a refiner was trained with, or nothing tells which did.
+
+    Raises:
+        ConfigError: another one did.
+        CheckpointError: there is no text encoder.
+    """
+    stated = refiner.manifest.text_encoder if refiner.manifest is not None else None
+    if stated is not None and fingerprint_text_encoder(root) != stated:
+        raise ConfigError(
+            f"the refiner was not trained with the text encoder in {root}; give the checkpoint that has it to "
+            "--ckpt-root"
+        )
 
 
 def clip_space(refiner: ClipRefiner, vae_root: Path | None, device: torch.device) -> ClipSpace:
