@@ -1,6 +1,7 @@
 """`latentloom drift` on clips: training on shards, storyboards completed, and mistakes of one line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,10 @@ import pytest
 import torch
 from blob_shards import TINY, blobs, write_blobs
 from PIL import Image, ImageSequence
-from shard_files import clip_values
+from shard_files import clip_values, write_folder
 
 from latentloom.cli.main import run
-from latentloom.drifting.clips.refiner_files import load_clip_refiner
+from latentloom.drifting.clips.refiner_files import load_clip_refiner, save_clip_refiner
 from latentloom.drifting.clips.shard_writer import ShardWriter
 from latentloom.runs import to_toml
 from latentloom.wan.checkpoint_fingerprints import fingerprint_text_encoder, fingerprint_vae
@@ -189,7 +190,7 @@ def test_latents_of_frames_take_a_prompt_and_keep_their_keyframes(images, of_fra
     assert found["keeps_keyframes"] is True
     frames = tmp_path / "clip.gif"
     arguments = ["--keyframes", images, "--refiner", of_frames, "--out", frames, "--device", "cpu", "--alpha", "2"]
-    assert drift("complete", *arguments) == 0  # an empty prompt is one
+    assert drift("complete", *arguments, "--prompt", "") == 0  # an empty prompt is one
     assert gif_shape(frames) == (5, 32, 32)
 
 
@@ -223,6 +224,8 @@ def test_refiners_of_shards_without_a_manifest_complete_pixels(images, shards, t
         (["--keyframes", "/nowhere/0.png,/nowhere/1.png"], "/nowhere/0.png"),
         (["--device", "cuda:99"], "cuda:99"),
         (["--out", "clip.doc"], "clip.doc"),
+        (["--compare", "clip.doc"], "clip.doc"),
+        (["--compare", "/proc/nowhere/clip.gif"], "/proc/nowhere/clip.gif"),
     ],
 )
 def test_a_storyboard_that_does_not_fit_is_one_line(images, of_pixels, tmp_path, capsys, monkeypatch, arguments, said):
@@ -256,8 +259,21 @@ def test_latents_of_another_vae_are_refused(images, of_frames, tiny_checkpoint, 
     assert "did not make these latents" in line
 
 
-def test_an_autoencoder_is_trained_on_the_frames_of_shards(shards, tmp_path):
+def test_a_prompt_is_asked_for_and_read_by_the_encoder_of_the_training(images, of_frames, tmp_path, capsys):
+    given = ["--keyframes", images, "--out", tmp_path / "c.mp4"]
+    assert "give --prompt" in refused(capsys, "complete", *given, "--refiner", of_frames)
+    refiner, config = load_clip_refiner(of_frames)
+    assert refiner.manifest is not None
+    manifest = refiner.manifest.model_copy(update={"text_encoder": "0123456789abcdef"})
+    other = tmp_path / "other.safetensors"
+    save_clip_refiner(other, replace(refiner, manifest=manifest), config, {})
+    line = refused(capsys, "complete", *given, "--refiner", other, "--prompt", "a red disc")
+    assert "was not trained with the text encoder in" in line
+
+
+def test_an_autoencoder_is_trained_on_the_frames_of_shards(shards, tmp_path, capsys):
     common = ["--dataset", "shards", "--steps", 2, "--batch-size", 4, "--width", 4, "--stages", 1, "--device", "cpu"]
+    common += ["--held-out-share", FAST["held_out_share"]]
     arguments = [*common, "--data-root", shards, "--out-dir", tmp_path / "mae", "--json", tmp_path / "made.json"]
     assert drift("train-mae", *arguments) == 0
     weights = json.loads((tmp_path / "made.json").read_text())["weights"]
@@ -266,6 +282,27 @@ def test_an_autoencoder_is_trained_on_the_frames_of_shards(shards, tmp_path):
     file = settings_file(tmp_path / "clips.toml", shards, **changes)
     assert drift("train", "--config", file, "--out-dir", tmp_path / "run") == 0
     assert not (tmp_path / "run" / "features").exists()
+    for name, value in (("held_out_share", 0.5), ("split_seed", 1)):
+        file = settings_file(tmp_path / "clips.toml", shards, **{**changes, name: value})
+        line = refused(capsys, "train", "--config", file, "--out-dir", tmp_path / "other")
+        assert f"was trained with {name} = " in line
+    file = settings_file(tmp_path / "clips.toml", shards, **changes, held_out_root=str(shards))
+    assert "on the held-out clips" in refused(capsys, "train", "--config", file, "--out-dir", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_autoencoder_of_latents_shows_frames_where_their_vae_is_known(tiny_checkpoint, tmp_path, capsys):
+    unknown, known = write_folder(tmp_path / "unknown", 6), latents(tmp_path / "known", "each", texts=False)
+    common = ["--dataset", "shards", "--input-space", "latent", "--steps", 2, "--batch-size", 4, "--width", 4]
+    common += ["--stages", 1, "--device", "cpu"]
+    for root, vae, is_shown in ((unknown, [], False), (unknown, ["--vae-root", micro_wan_weights()], True)):
+        folder = tmp_path / f"mae{is_shown}"
+        assert drift("train-mae", *common, "--data-root", root, *vae, "--out-dir", folder) == 0
+        page = (folder / "report.html").read_text()
+        assert ("the VAE of these latents is not known" in page) != is_shown
+        assert (page.count("data:image/png") > 0) == is_shown
+    line = refused(capsys, "train-mae", *common, "--data-root", known, "--vae-root", tiny_checkpoint)
+    assert "did not make these latents" in line
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def print_levels(results: Mapping[str, Any]) -> None:
             decoded = level["decoded"].get(name, scores)["psnr"]
             closer = (gain["pixel_psnr"] or gain["psnr"])["value"] if gain else None
             table.add_row(
-                str(level["stride"]),
+                f"{level['stride']:.3g}{' (mean)' if level['stride_is_mean'] else ''}",
                 name,
                 "" if decoded is None else f"{decoded['value']:.2f}",
                 "" if closer is None else f"{closer:+.2f}",

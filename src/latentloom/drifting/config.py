@@ -36,6 +36,9 @@ class DataConfig(Config):
     )
     fake_classes: Count = Field(default=10, description="Classes of the fake dataset.")
     fake_images: Count = Field(default=512, description="Images of the fake dataset.")
+    held_out_root: Path | None = Field(
+        default=None, description="Shards of the held-out clips; none: held_out_share of the clips."
+    )
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.3, description="Share of each class that training never sees; evaluation is on it."
     )
@@ -58,6 +61,8 @@ class DataConfig(Config):
             raise ValueError(f"dataset = {self.dataset!r} needs data_root")
         if self.dataset not in _STORED and self.data_root is not None:
             raise ValueError(f"data_root has no effect with dataset = {self.dataset!r}; leave it out")
+        if self.dataset != "shards" and self.held_out_root is not None:
+            raise ValueError(f"held_out_root has no effect with dataset = {self.dataset!r}; leave it out")
         if self.dataset == "latents" and self.input_space == "pixel":
             raise ValueError("dataset = 'latents' holds latents; set input_space = 'latent'")
         if self.input_space == "pixel" and (self.vae_root or self.latent_cache):

@@ -30,12 +30,14 @@ class ImageData:
         held_out: images that training never sees.
         to_pixels: samples [B, C, H, W] as pixels [B, 3 or 1, H, W] from -1 to 1.
         description: what it is, in a line.
+        has_pixels: false for latents whose VAE is not known: `to_pixels` then raises ConfigError.
     """
 
     train: Images
     held_out: Images
     to_pixels: ToPixels
     description: str
+    has_pixels: bool = True
 
 
 def load_data(config: DataConfig, device: torch.device) -> ImageData:
@@ -70,13 +72,13 @@ def _frames_of_shards(config: DataConfig, device: torch.device) -> ImageData:
     from latentloom.drifting.clips.data import frame_data, load_clips
 
     assert config.data_root is not None
-    names = {"data_root", "held_out_share", "split_seed"}
+    names = {"data_root", "held_out_root", "held_out_share", "split_seed"}
     clips = load_clips(ClipDataConfig(**config.model_dump(include=names)), device)
     if clips.space != config.input_space:
         raise ConfigError(
             f"{config.data_root} holds {clips.space}s; set input_space = {clips.space!r}, not {config.input_space!r}"
         )
-    return frame_data(clips)
+    return frame_data(clips, config.vae_root)
 
 
 def split_by_class(
@@ -173,7 +175,7 @@ def _refuse_idle_settings(config: DataConfig) -> None:
     for name in ("image_size", "latent_cache"):
         if config.dataset == "latents" and getattr(config, name) is not None:
             raise ConfigError(f"{name} has no effect with dataset = 'latents'; leave it out")
-    for name in ("image_size", "latent_cache", "flip", "validation_share", "vae_root"):
+    for name in ("image_size", "latent_cache", "flip", "validation_share"):
         if config.dataset == "shards" and getattr(config, name):
             raise ConfigError(f"{name} has no effect with dataset = 'shards'; leave it out")
 

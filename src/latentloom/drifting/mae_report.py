@@ -51,10 +51,13 @@ def write_mae_report(
     report.paragraph("The held-out loss is the mean squared error on hidden cells, of the averaged weights.")
     report.figure(plot_losses(curve), "Mean squared error on hidden cells by step.")
     report.heading("Held-out images")
-    report.image(
-        grid(mae, data, config),
-        "From above: images; what the encoder sees of them (hidden squares are 0, grey); hidden squares filled in.",
-    )
+    if data.has_pixels:
+        report.image(
+            grid(mae, data, config),
+            "From above: images; what the encoder sees of them (hidden squares are 0, grey); hidden squares filled in.",
+        )
+    else:
+        report.paragraph("No pictures: the VAE of these latents is not known. The checkpoint that has it is vae_root.")
     report.heading("Settings")
     report.table(["setting", "value"], [[name, str(value)] for name, value in config.model_dump().items()])
     report.write(folder / "report.html")

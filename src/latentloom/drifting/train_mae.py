@@ -268,5 +268,6 @@ def tensorboard_watch(run: RunFolder, batch: int) -> Watch:
 
 
 def _identity(data: ImageData, config: MaeConfig) -> dict[str, Any]:
-    settings = config.model_dump(mode="json", exclude=_CHANGEABLE)
+    for_pictures = {"vae_root"} if config.dataset == "shards" else set()
+    settings = config.model_dump(mode="json", exclude=_CHANGEABLE | for_pictures)
     return identity(settings, data.description, data.train.fingerprint, effective_batch(config))

@@ -62,7 +62,9 @@ class ClipConfig(FieldConfig, ClipDataConfig):
     patch_size: Count = Field(default=2, description="Side of a token in cells of a frame.")
     width: Count = Field(default=128, description="Channels of the token transformer.")
     depth: Count = Field(default=4, description="Blocks of the token transformer.")
-    ckpt_root: Path | None = Field(default=None, description="Checkpoint of the Wan DiT; MicroWan when not given.")
+    ckpt_root: Path | None = Field(
+        default=None, description="Checkpoint of the Wan DiT, and of the latents' VAE; MicroWan when not given."
+    )
     train_blocks: Literal["full", "lora"] = Field(
         default="full", description="Whether a Wan DiT's blocks are trained, or a LoRA on them."
     )
@@ -112,6 +114,4 @@ class ClipConfig(FieldConfig, ClipDataConfig):
             raise ValueError("target = 'adjacent' is a regression; set objective = 'mse', without mse_baseline")
         if any(level >= self.num_levels for level in self.eval_levels):
             raise ValueError(f"eval_levels go from 0 to {self.num_levels - 1}")
-        if self.backbone == "tokens" and self.ckpt_root is not None:
-            raise ValueError("ckpt_root has no effect with backbone = 'tokens'; leave it out")
         return self

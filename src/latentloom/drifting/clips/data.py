@@ -1,6 +1,7 @@
 """The clips of a training and those held out from it, out of shards."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -134,17 +135,29 @@ def load_clips(config: ClipDataConfig, device: torch.device) -> ClipData:
     return ClipData(train, held_out, index.manifest, text_width, description)
 
 
-def frame_data(data: ClipData) -> ImageData:
-    """The frames of the clips as images, for an autoencoder."""
-    vae = data.manifest.vae if data.manifest is not None else None
+def frame_data(data: ClipData, vae_root: Path | None = None) -> ImageData:
+    """The frames of the clips as images, for an autoencoder.
+
+    Args:
+        data: the clips.
+        vae_root: checkpoint of the VAE that made the latents; without it, and where that is not MicroWan's, the frames
+            cannot be shown.
+
+    Raises:
+        ConfigError: the VAE in `vae_root` is another one.
+        FileError, CheckpointError: there is no such checkpoint, or no VAE in it.
+    """
+    from latentloom.drifting.clips.pixels import known_space  # the VAE's library takes seconds to import
+
+    space = known_space(data, vae_root, data.train.device, single_frames=True)
 
     def to_pixels(frames: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 rows columns"]:
-        from latentloom.drifting.clips.pixels import ClipSpace  # the VAE's library takes seconds to import
-
-        space = ClipSpace(data.space, "each", None, data.train.device, vae)
+        if space is None:
+            raise ConfigError("the VAE of these latents is not known; give the checkpoint that made them as vae_root")
         return pixels_from_bytes(space.to_frames(frames.unsqueeze(2))).squeeze(1).permute(0, 3, 1, 2)
 
-    return ImageData(FrameImages(data.train), FrameImages(data.held_out), to_pixels, f"frames of {data.description}")
+    train, held_out = FrameImages(data.train), FrameImages(data.held_out)
+    return ImageData(train, held_out, to_pixels, f"frames of {data.description}", has_pixels=space is not None)
 
 
 class FrameImages(Images):

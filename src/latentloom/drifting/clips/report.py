@@ -24,22 +24,30 @@ class LevelScores:
 
     Attributes:
         num_given: keyframes of a clip.
-        stride: frames from one keyframe to the next.
+        stride: frames from one keyframe to the next; the mean where they are drawn.
         scores: by method, one for each seed; linear interpolation among them.
         pixels: by method, of the decoded frames of some clips, the first seed's; empty where clips are pixels.
         pictures: prompts and contact sheets.
+        is_drawn: whether keyframes are drawn for each clip.
     """
 
     num_given: int
-    stride: int
+    stride: float
     scores: Mapping[str, Sequence[ClipScores]]
     pixels: Mapping[str, ClipScores] = field(default_factory=dict)
     pictures: Sequence[tuple[str, UInt8[ndarray, "_ _ 3"]]] = ()
+    is_drawn: bool = False
+
+    @property
+    def spacing(self) -> str:
+        """How far keyframes are apart, in words."""
+        return f"{self.stride:.3g} frames{' on average' if self.is_drawn else ''}"
 
     def to_json(self) -> dict[str, Any]:
         """Every figure, and what each method gains over linear interpolation."""
         return {
             "stride": self.stride,
+            "stride_is_mean": self.is_drawn,
             "methods": {name: aggregate_clips(found).to_json() for name, found in self.scores.items()},
             "decoded": {name: found.to_json() for name, found in self.pixels.items()},
             "gains": {name: gain.to_json() for name, gain in self.gains().items()},
@@ -142,7 +150,7 @@ def compare_levels(levels: Sequence[LevelScores], subject: str) -> str:
     wins, others = [], []
     for level in levels:
         gain = level.gains()[subject]
-        stated = f"{level.stride} frames ({_signed(_closeness(gain))} dB, KID {_signed(gain.kid)})"
+        stated = f"{level.spacing} ({_signed(_closeness(gain))} dB, KID {_signed(gain.kid)})"
         (wins if gain.wins else others).append(stated)
     parts = []
     if wins:
@@ -159,7 +167,7 @@ def _closeness(gain: Gain) -> Estimate:
 
 
 def _add_level(report: Report, level: LevelScores) -> None:
-    report.heading(f"A keyframe every {level.stride} frames: {level.num_given} given")
+    report.heading(f"A keyframe every {level.spacing}: {level.num_given} given")
     has_pixels = bool(level.pixels)
     columns = ["method", "PSNR", "decoded", "gain, dB", "KID", "change", "FD", "wins"]
     gains = level.gains()
