@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from latentloom.drifting.clips.config import ClipConfig
@@ -12,9 +12,11 @@ from latentloom.drifting.clips.corruption import Keyframes
 from latentloom.drifting.clips.data import ClipData
 from latentloom.drifting.processes import wait_for_all
 from latentloom.drifting.randomness import step_generator
+from latentloom.errors import CheckpointError
 from latentloom.keyframes.sinkhorn import SinkhornWarper, fit_warper
 from latentloom.runs import process_rank
 from latentloom.storage import atomic_write
+from latentloom.storage.modules import read_tensors
 
 WARPER_FILE = "warper.safetensors"
 CLIPS_AT_ONCE = 8
@@ -26,6 +28,7 @@ def make_keyframes(config: ClipConfig, data: ClipData, folder: Path, device: tor
 
     Raises:
         ConfigError: more levels than the frames can be halved into.
+        CheckpointError: the file of the earlier sitting is damaged, or something else.
     """
     num_frames = data.train.shape[1]
     if config.interp_mode != "learned":
@@ -38,7 +41,10 @@ def make_keyframes(config: ClipConfig, data: ClipData, folder: Path, device: tor
         with atomic_write(path) as temporary:
             save_file({name: value.cpu() for name, value in warper.state_dict().items()}, temporary)
     wait_for_all()
-    warper.load_state_dict(load_file(path))
+    try:
+        warper.load_state_dict(read_tensors(path))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} is no warper of {data.train.shape[0]} channels; delete it") from error
     return Keyframes(config, num_frames, warper.to(device).eval().requires_grad_(False))
 
 
