@@ -24,8 +24,8 @@ PUBLIC = {
     "latentloom.finetune.cache": "CacheModels CacheReport CachedDataset cache_dataset",
     "latentloom.keyframes": (
         "SinkhornWarper add_frame_noise adjacent_targets fit_warper frame_confidence frame_distance frame_levels "
-        "interpolate_frames interpolate_harmonic interpolate_idw interpolation_errors level_counts moving_share nested_frame_masks "
-        "nested_masks patchify replace_keyframes unpatchify"
+        "interpolate_frames interpolate_harmonic interpolate_idw interpolation_errors level_counts moving_share "
+        "nested_frame_masks nested_masks patchify replace_keyframes unpatchify"
     ),
     "latentloom.micro": "default_checkpoint",
     "latentloom.runs": (

@@ -137,7 +137,7 @@ def test_a_lora_is_averaged_and_kept_without_its_base_and_resumes_exactly(tmp_pa
     for name, weight in whole.network.state_dict().items():
         assert torch.equal(weight, halves.network.state_dict()[name])
     assert whole.network.gradient_checkpointing
-    assert whole.network.transformer.patch_embedding.weight.dtype == torch.bfloat16
+    assert whole.network.get_parameter("transformer.patch_embedding.weight").dtype == torch.bfloat16
     kept = {name for name in load_file(tmp_path / "whole" / STATE_NAME) if name.startswith(("refiner/", "average/"))}
     assert any("lora_A" in name for name in kept)
     assert not any("base_layer" in name or "time_embedder" in name for name in kept)

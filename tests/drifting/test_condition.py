@@ -14,7 +14,7 @@ from latentloom.tensors import TextEmbeddings
 SHAPE = (3, 5, 4, 4)
 
 
-def clip(kind, seed, text_width=6, shape=SHAPE):
+def clip(kind, seed, text_width: int | None = 6, shape=SHAPE):
     """A clip of one of a few kinds, which differ in prompt and keyframes, with noise of its own."""
     own, shared = torch.Generator().manual_seed(1000 + seed), torch.Generator().manual_seed(kind)
     values = torch.randn(shape[0], 1, 1, 1, generator=shared) + 0.05 * torch.randn(shape, generator=own)
