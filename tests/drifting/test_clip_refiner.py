@@ -1,6 +1,7 @@
 """The token refiner of clips: identity at first, given frames stay, its conditions count, and files rebuild it."""
 
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -10,18 +11,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from latentloom.drifting.clips.backbones import new_network
+from latentloom.drifting.clips.backbones import network_state, new_network
 from latentloom.drifting.clips.classes import make_classes
 from latentloom.drifting.clips.config import ClipConfig
 from latentloom.drifting.clips.corruption import FilledClips, Keyframes
 from latentloom.drifting.clips.data import ClipData, load_clips
-from latentloom.drifting.clips.fitted_warper import make_keyframes
+from latentloom.drifting.clips.fitted_warper import WARPER_FILE, make_keyframes
 from latentloom.drifting.clips.refiner import ADAM_NAMES, TokenRefiner, TokenRefinerShape
 from latentloom.drifting.clips.refiner_files import ClipRefiner, load_clip_refiner, save_clip_refiner
 from latentloom.drifting.clips.shard_writer import ShardWriter
+from latentloom.drifting.clips.train import ClipRefinement
 from latentloom.errors import CheckpointError, FileError, LatentLoomError, ShapeError
 from latentloom.keyframes.sinkhorn import SinkhornWarper
 from latentloom.training import make_optimizers
+from latentloom.wan.shipped import micro_wan_weights
 
 CPU = torch.device("cpu")
 SIZES = (4, 3, 5, 8, 8)
@@ -226,6 +229,34 @@ def test_a_learned_interpolation_travels_with_its_refiner(shards, tmp_path):
     new = Keyframes(tiny(shards, interp_mode="learned"), 9, SinkhornWarper(3))
     clips, given = torch.randn(2, 3, 9, 8, 8), torch.arange(9).remainder(4).eq(0).expand(2, -1)
     assert not torch.equal(loaded.keyframes.interpolate(clips, given), new.interpolate(clips, given))
+
+
+def test_a_damaged_warper_is_refused_in_a_line(shards, tmp_path):
+    config = tiny(shards, interp_mode="learned", interp_steps=1)
+    data = load_clips(config, CPU)
+    make_keyframes(config, data, tmp_path, CPU)
+    for content in (b"half a file", (tmp_path / WARPER_FILE).read_bytes()[:-8]):
+        (tmp_path / WARPER_FILE).write_bytes(content)
+        with pytest.raises(FileError, match=WARPER_FILE):
+            make_keyframes(config, data, tmp_path, CPU)
+    save_file({"something": torch.zeros(1)}, tmp_path / WARPER_FILE)
+    with pytest.raises(CheckpointError, match="is no warper of 3 channels"):
+        make_keyframes(config, data, tmp_path, CPU)
+
+
+def test_a_training_starts_from_a_refiner_whose_checkpoint_lies_elsewhere_now(latents, tmp_path):
+    moved = copytree(micro_wan_weights(), tmp_path / "moved")
+    config = tiny(latents, backbone="wan", train_blocks="lora", lora_rank=2, num_levels=2, ckpt_root=moved)
+    same_after_saving(config, tmp_path)
+    data = load_clips(config, CPU)
+    classes, data = make_classes(config, data, tmp_path)
+    moved = moved.rename(tmp_path / "here")
+    later = config.model_copy(update={"ckpt_root": moved, "init_refiner": tmp_path / "refiner.safetensors"})
+    started = ClipRefinement(data, classes, Keyframes(later, data.train.shape[1]), later, 1, CPU).network
+    trained = load_clip_refiner(tmp_path / "refiner.safetensors", ckpt_root=moved)[0].network
+    (*_, found), (*_, wanted) = network_state(started), network_state(trained)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.parametrize(
