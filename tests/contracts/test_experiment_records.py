@@ -24,7 +24,7 @@ from latentloom.tensors import TextEmbeddings
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "latentloom"
 CPU = torch.device("cpu")
 #: Modules whose runs train nothing.
-EVALUATIONS = {"cli/steer_sweep_run.py", "cli/steer_clips.py"}
+EVALUATIONS = {"cli/drift_evaluate_representation.py", "cli/steer_sweep_run.py", "cli/steer_clips.py"}
 #: Modules that make optimizer steps, and those whose run they belong to. The judge is a part of an evaluation, and
 #: the warper is fitted by whoever interpolates with it.
 STEPS = {
