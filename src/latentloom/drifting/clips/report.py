@@ -158,8 +158,11 @@ def compare_levels(levels: Sequence[LevelScores], subject: str) -> str:
             f"The {subject} beats linear interpolation in PSNR and KID with a keyframe every {', '.join(wins)}."
         )
     if others:
-        parts.append(f"It does not beat it in both with one every {', '.join(others)}.")
-    return " ".join(parts) if wins else f"The {subject}: {' '.join(parts)}"
+        who = "It does" if wins else f"The {subject} does"
+        parts.append(
+            f"{who} not beat linear interpolation in both PSNR and KID with a keyframe every {', '.join(others)}."
+        )
+    return " ".join(parts)
 
 
 def _closeness(gain: Gain) -> Estimate:
