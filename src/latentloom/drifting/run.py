@@ -19,17 +19,17 @@ from latentloom.drifting.frozen_encoder import encoder_digest, make_encoder, tra
 from latentloom.drifting.held_out import HeldOut
 from latentloom.drifting.idle_settings import idle_settings
 from latentloom.drifting.judge import train_judge
-from latentloom.drifting.processes import joined_processes, num_processes, wait_for_all
+from latentloom.drifting.processes import joined_processes, num_processes
 from latentloom.drifting.randomness import step_generator
 from latentloom.drifting.refiner_files import Refiner, load_refiner, save_refiner
 from latentloom.drifting.report import DriftReport, compare, write_drift_report
-from latentloom.drifting.train import CURVE_NAME, STATE_NAME, effective_batch
+from latentloom.drifting.train import CURVE_NAME, effective_batch
 from latentloom.drifting.train_images import train_refiner
 from latentloom.drifting.trainings import (
     METHODS,
-    REFINER_NAME,
     last_measures,
     steps_to_do,
+    trained_once,
     training_folder,
     trainings,
     write_curves,
@@ -154,24 +154,20 @@ def _train(
     held_out: HeldOut | None,
 ) -> Refiner:
     """The refiner of a seed and an objective, from its file where that training is finished."""
-    folder = training_folder(out_dir, seed, objective)
-    path = folder / REFINER_NAME
-    is_finished = path.exists()
-    wait_for_all()  # else a slower process would find what the first one writes
-    if is_finished:
-        if process_rank() == 0:
-            (folder / STATE_NAME).unlink(missing_ok=True)  # of a run that was killed between the two
-        return load_refiner(path, device)[0]
     config = config.model_copy(update={"objective": objective})
-    folder.mkdir(parents=True, exist_ok=True)
-    refiner = train_refiner(data, encoder, config, seed, folder, device, held_out.measure if held_out else None)
-    if process_rank() == 0:
+    folder, evaluate = training_folder(out_dir, seed, objective), held_out.measure if held_out else None
+
+    def save(path: Path, refiner: Refiner) -> None:
         record = {"seed": seed, "data": data.description, "images": samples_digest(data.train.fingerprint)}
         record |= {"effective_batch": effective_batch(config), "processes": num_processes()}
         save_refiner(path, refiner, config, record)
-        (folder / STATE_NAME).unlink()
-    wait_for_all()
-    return refiner
+
+    return trained_once(
+        folder,
+        lambda path: load_refiner(path, device)[0],
+        lambda: train_refiner(data, encoder, config, seed, folder, device, evaluate),
+        save,
+    )
 
 
 def _facts(config: DriftConfig, held_out: HeldOut, curves: dict[str, list[dict[str, float]]]) -> dict[str, Any]:

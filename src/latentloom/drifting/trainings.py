@@ -1,16 +1,19 @@
 """The trainings of a run: which they are, where each lies, and what their curves leave in the run's folder."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from latentloom.drifting.config import FieldConfig
+from latentloom.drifting.processes import wait_for_all
 from latentloom.drifting.train import STATE_NAME, saved_step
-from latentloom.runs import RunFolder
+from latentloom.runs import RunFolder, process_rank
 
 REFINER_NAME = "refiner.safetensors"
 METHODS = {"drift": "drifting refiner", "mse": "MSE refiner"}
 
+RefinerT = TypeVar("RefinerT")
 Curves = Mapping[str, list[dict[str, float]]]
 
 
@@ -23,6 +26,38 @@ def trainings(config: FieldConfig) -> list[tuple[int, str]]:
 def training_folder(out_dir: Path, seed: int, objective: str) -> Path:
     """Where a training lies in the folder of its run."""
     return out_dir / f"seed{seed}-{objective}"
+
+
+def trained_once(
+    folder: Path,
+    load: Callable[[Path], RefinerT],
+    train: Callable[[], RefinerT],
+    save: Callable[[Path, RefinerT], None],
+) -> RefinerT:
+    """The refiner in a training's folder, trained and saved first where that training is not finished.
+
+    Every process calls it, and the first one alone saves.
+
+    Args:
+        folder: of the training.
+        load: reads a refiner from its file.
+        train: trains it.
+        save: writes it.
+    """
+    path = folder / REFINER_NAME
+    is_finished = path.exists()
+    wait_for_all()  # else a slower process would find what the first one writes
+    if is_finished:
+        if process_rank() == 0:
+            (folder / STATE_NAME).unlink(missing_ok=True)  # of a run that was killed between the two
+        return load(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    refiner = train()
+    if process_rank() == 0:
+        save(path, refiner)
+        (folder / STATE_NAME).unlink()
+    wait_for_all()
+    return refiner
 
 
 def steps_to_do(folder: Path, num_steps: int) -> int:

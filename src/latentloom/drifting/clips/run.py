@@ -24,14 +24,14 @@ from latentloom.drifting.clips.refiner_files import ClipRefiner, load_clip_refin
 from latentloom.drifting.clips.report import ClipReport, LevelScores, compare_levels, write_clip_report
 from latentloom.drifting.clips.train import require_students, train_clip_refiner
 from latentloom.drifting.idle_settings import idle_settings
-from latentloom.drifting.processes import joined_processes, num_processes, wait_for_all
+from latentloom.drifting.processes import joined_processes, num_processes
 from latentloom.drifting.representation.codebook import Codebook
-from latentloom.drifting.train import CURVE_NAME, STATE_NAME, effective_batch
+from latentloom.drifting.train import CURVE_NAME, effective_batch
 from latentloom.drifting.trainings import (
     METHODS,
-    REFINER_NAME,
     last_measures,
     steps_to_do,
+    trained_once,
     training_folder,
     trainings,
     write_curves,
@@ -172,30 +172,19 @@ class _Run:
 
     def _train(self, seed: int, objective: str, evaluate: "_Timed | None") -> ClipRefiner:
         """The refiner of a seed and an objective, from its file where that training is finished."""
+        config, data = self.config.model_copy(update={"objective": objective}), self.data
         folder = training_folder(self.out_dir, seed, objective)
-        path = folder / REFINER_NAME
-        is_finished = path.exists()
-        wait_for_all()  # else a slower process would find what the first one writes
-        if is_finished:
-            if process_rank() == 0:
-                (folder / STATE_NAME).unlink(missing_ok=True)  # of a run that was killed between the two
-            return load_clip_refiner(path, self.device)[0]
-        config = self.config.model_copy(update={"objective": objective})
-        folder.mkdir(parents=True, exist_ok=True)
-        refiner = train_clip_refiner(
-            self.data, self.classes, self.keyframes, self.encoder, config, seed, folder, self.device, evaluate
-        )
-        if process_rank() == 0:
-            record = {
-                "seed": seed,
-                "data": self.data.description,
-                "images": samples_digest(self.data.train.fingerprint),
-            }
+
+        def train() -> ClipRefiner:
+            parts = (data, self.classes, self.keyframes, self.encoder)
+            return train_clip_refiner(*parts, config, seed, folder, self.device, evaluate)
+
+        def save(path: Path, refiner: ClipRefiner) -> None:
+            record = {"seed": seed, "data": data.description, "images": samples_digest(data.train.fingerprint)}
             record |= {"effective_batch": effective_batch(config), "processes": num_processes()}
             save_clip_refiner(path, refiner, config, record)
-            (folder / STATE_NAME).unlink()
-        wait_for_all()
-        return refiner
+
+        return trained_once(folder, lambda path: load_clip_refiner(path, self.device)[0], train, save)
 
 
 class _Timed:
