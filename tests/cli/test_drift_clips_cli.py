@@ -115,7 +115,7 @@ def test_a_file_of_settings_for_shards_trains_a_refiner_of_clips(shards, tmp_pat
     arguments = ["--config", file, "--steps", 2, "--out_dir", tmp_path / "run", "--json", figures]
     assert drift("train", *arguments) == 0
     page = capsys.readouterr().out
-    for part in ("linear interpolation", "MSE refiner", "one every 8 frames"):
+    for part in ("linear interpolation", "MSE refiner", "a keyframe every 8 frames"):
         assert part in page
     assert f"report: {tmp_path / 'run' / 'report.html'}" in page.replace("\n", "")
     found = json.loads(figures.read_text())
