@@ -1,0 +1,1 @@
+"""Text <-> sentence vectors on a pretrained language model."""
