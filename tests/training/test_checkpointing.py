@@ -13,7 +13,15 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from latentloom.errors import CheckpointError, CorruptFileError, FileError
-from latentloom.training import WeightAverage, load_state, make_optimizers, save_state, set_learning_rate, trapezoid
+from latentloom.training import (
+    TrainedWeights,
+    WeightAverage,
+    load_state,
+    make_optimizers,
+    save_state,
+    set_learning_rate,
+    trapezoid,
+)
 
 NUM_STEPS = 8
 
@@ -140,3 +148,11 @@ def test_a_failed_save_leaves_the_last_good_file(saved, tmp_path):
         run.save(saved, 4)
     assert saved.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_frozen_weights_that_two_modules_share_are_left_out_under_both_names():
+    network = nn.ModuleDict({"embedding": nn.Embedding(4, 3), "head": nn.Linear(3, 4, bias=False)})
+    network["head"].weight = network["embedding"].weight
+    network["embedding"].requires_grad_(False)
+    network["trained"] = nn.Linear(3, 3)
+    assert sorted(TrainedWeights(network).state_dict()) == ["trained.bias", "trained.weight"]

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from latentloom.drifting.processes import wait_for_all
 from latentloom.errors import ConfigError, CorruptFileError
 from latentloom.runs import process_rank
+from latentloom.runs.process_group import wait_for_all
 from latentloom.storage import write_json
 from latentloom.storage.header import existing_file
 

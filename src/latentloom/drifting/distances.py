@@ -1,30 +1,17 @@
 """How far two sets of feature vectors are apart: the Fréchet distance (FD) and the kernel distance (KID)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from latentloom.errors import ShapeError
+from latentloom.runs.estimates import Estimate, resample
 
 NUM_RESAMPLES = 200
 _NORMAL_95 = 1.96
 _ROWS_AT_ONCE = 1024
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with the ends of its 95 % interval, or, of several seeds, their mean with the smallest and largest."""
-
-    value: float
-    low: float
-    high: float
-
-    def to_json(self) -> dict[str, float]:
-        """Value and both ends."""
-        return {"value": self.value, "low": self.low, "high": self.high}
 
 
 def frechet_distance(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> float:
@@ -134,14 +121,6 @@ def kernel_difference(
     times = times[(times > 0).sum(dim=1) > 1].to(truth.device)
     reach = _NORMAL_95 * float(difference(times).std()) if len(times) > 1 else 0.0
     return Estimate(value, value - reach, value + reach)
-
-
-def resample(num_rows: int, num_resamples: int, seed: int) -> Float[Tensor, "R N"]:
-    """How often each row is in each of R sets of `num_rows` rows that are drawn with replacement."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(num_rows, (num_resamples, num_rows), generator=generator)
-    counts = torch.zeros(num_resamples, num_rows, dtype=torch.float64)
-    return counts.scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=torch.float64))
 
 
 def _estimate(

@@ -8,11 +8,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from latentloom.drifting.distances import Estimate, frechet_estimate, kernel_estimate, resample
-from latentloom.drifting.estimates import NUM_RESAMPLES, over_seeds, ratio_estimate
+from latentloom.drifting.distances import frechet_estimate, kernel_estimate
 from latentloom.drifting.images import Images
 from latentloom.drifting.judge import Judge
 from latentloom.errors import ShapeError
+from latentloom.runs.estimates import NUM_RESAMPLES, Estimate, over_seeds, ratio_estimate, resample
 
 _IMAGES_AT_ONCE = 512
 

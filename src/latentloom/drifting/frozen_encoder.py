@@ -8,8 +8,8 @@ from latentloom.drifting.claims import file_digest
 from latentloom.drifting.config import DataConfig, DriftConfig, MaeConfig
 from latentloom.drifting.data import ImageData
 from latentloom.drifting.encoders import FeatureEncoder, mae_encoder, resnet_encoder
-from latentloom.drifting.processes import num_processes
 from latentloom.errors import ConfigError
+from latentloom.runs.process_group import num_processes
 from latentloom.storage.modules import read_origin
 
 #: Images per step of an autoencoder that is trained here, over all processes: it must not depend on their number.

@@ -16,10 +16,10 @@ from latentloom.drifting.features import VANILLA
 from latentloom.drifting.field import drifting_losses
 from latentloom.drifting.guidance import unconditional_weight
 from latentloom.drifting.problems import coefficients
-from latentloom.drifting.processes import add_up, gathered
 from latentloom.drifting.queues import SampleQueue
 from latentloom.drifting.randomness import step_generator
 from latentloom.runs import process_rank
+from latentloom.runs.process_group import add_up, gathered
 
 RECOMPILE_LIMIT = 64
 

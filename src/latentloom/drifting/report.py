@@ -8,11 +8,11 @@ from typing import Any
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from latentloom.drifting.distances import Estimate
 from latentloom.drifting.evaluate import Scores, aggregate
 from latentloom.drifting.report_curves import CURVE_PANELS, plot_curves
 from latentloom.drifting.report_tables import add_table
 from latentloom.runs import Report
+from latentloom.runs.estimates import Estimate
 
 REAL = "real images"
 

@@ -19,7 +19,6 @@ from latentloom.drifting.frozen_encoder import encoder_digest, make_encoder, tra
 from latentloom.drifting.held_out import HeldOut
 from latentloom.drifting.idle_settings import idle_settings
 from latentloom.drifting.judge import train_judge
-from latentloom.drifting.processes import joined_processes, num_processes
 from latentloom.drifting.randomness import step_generator
 from latentloom.drifting.refiner_files import Refiner, load_refiner, save_refiner
 from latentloom.drifting.report import DriftReport, compare, write_drift_report
@@ -35,6 +34,7 @@ from latentloom.drifting.trainings import (
     write_curves,
 )
 from latentloom.runs import RunFolder, process_rank
+from latentloom.runs.process_group import joined_processes, num_processes
 from latentloom.storage import write_json
 from latentloom.storage.atomic import disk_failures_said
 from latentloom.training import read_curve

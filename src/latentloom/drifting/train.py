@@ -20,11 +20,11 @@ from latentloom.drifting.class_batches import ClassBatch, ClassBatches, Refinabl
 from latentloom.drifting.config import FieldConfig
 from latentloom.drifting.objective import DriftObjective, Features
 from latentloom.drifting.optimizers import make_drift_optimizers, rate_factor
-from latentloom.drifting.processes import num_processes
 from latentloom.errors import ConfigError
 from latentloom.runs import all_reduce_mean_, is_distributed, process_rank, track
+from latentloom.runs.process_group import num_processes
 from latentloom.storage import read_header
-from latentloom.training import Curve, WeightAverage, load_state, save_state, set_learning_rate
+from latentloom.training import Curve, TrainedWeights, WeightAverage, load_state, save_state, set_learning_rate
 
 STATE_NAME = "state.safetensors"
 CURVE_NAME = "curve.jsonl"
@@ -206,25 +206,8 @@ class _Training(Generic[RefinerT]):
         return load_state(path, self._parts(), self.optimizers)
 
     def _parts(self) -> dict:
-        parts = {"refiner": _Trained(self.network), "average": self.average, "sampler": self.batches.sampler}
+        parts = {"refiner": TrainedWeights(self.network), "average": self.average, "sampler": self.batches.sampler}
         return parts | (self.objective.banks() if self.objective is not None else {})
-
-
-class _Trained:
-    """The state of a network without what is frozen in it, such as the large base of a LoRA."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-
-    def state_dict(self) -> dict[str, Tensor]:
-        frozen = {name for name, parameter in self.network.named_parameters() if not parameter.requires_grad}
-        return {name: value for name, value in self.network.state_dict().items() if name not in frozen}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        if missing := self.state_dict().keys() - state.keys():
-            raise ValueError(f"{len(missing)} weights are missing, such as {min(missing)}")
-        if unknown := self.network.load_state_dict(state, strict=False).unexpected_keys:
-            raise ValueError(f"{len(unknown)} weights are unknown, such as {unknown[0]}")
 
 
 def saved_step(path: Path) -> int:

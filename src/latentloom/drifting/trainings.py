@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from latentloom.drifting.config import FieldConfig
-from latentloom.drifting.processes import wait_for_all
 from latentloom.drifting.train import STATE_NAME, saved_step
 from latentloom.runs import RunFolder, process_rank
+from latentloom.runs.process_group import wait_for_all
 
 REFINER_NAME = "refiner.safetensors"
 METHODS = {"drift": "drifting refiner", "mse": "MSE refiner"}

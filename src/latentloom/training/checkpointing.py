@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latentloom.errors import CheckpointError
@@ -19,6 +19,28 @@ class Stateful(Protocol):
 
     def state_dict(self) -> Mapping[str, Tensor]: ...
     def load_state_dict(self, state: Mapping[str, Tensor], /) -> Any: ...
+
+
+class TrainedWeights:
+    """The state of a network without what is frozen in it, such as the large base of a LoRA.
+
+    Args:
+        network: whose parameters that need no gradient are left out; buffers are kept.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def state_dict(self) -> dict[str, Tensor]:
+        named = self.network.named_parameters(remove_duplicate=False)  # the state names shared weights twice, too
+        frozen = {name for name, parameter in named if not parameter.requires_grad}
+        return {name: value for name, value in self.network.state_dict().items() if name not in frozen}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if missing := self.state_dict().keys() - state.keys():
+            raise ValueError(f"{len(missing)} weights are missing, such as {min(missing)}")
+        if unknown := self.network.load_state_dict(state, strict=False).unexpected_keys:
+            raise ValueError(f"{len(unknown)} weights are unknown, such as {unknown[0]}")
 
 
 def save_state(path: Path, step: int, parts: Mapping[str, Stateful], optimizers: Sequence[Optimizer]) -> None:

@@ -15,11 +15,11 @@ from latentloom.drifting.clips.condition import fit_condition_encoder
 from latentloom.drifting.clips.condition_parts import ConditionSettings
 from latentloom.drifting.clips.config import ClipConfig
 from latentloom.drifting.clips.data import ClipData, Clips
-from latentloom.drifting.processes import wait_for_all
 from latentloom.drifting.representation.codebook import Codebook, load_codebook
 from latentloom.drifting.representation.kmeans import fit_kmeans
 from latentloom.errors import ConfigError, ShapeError
 from latentloom.runs import process_rank, track
+from latentloom.runs.process_group import wait_for_all
 from latentloom.storage import save_module
 from latentloom.storage.modules import read_origin, read_tensors
 

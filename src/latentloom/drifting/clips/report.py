@@ -9,10 +9,10 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from latentloom.drifting.clips.scores import ClipScores, aggregate_clips, compare_kid, compare_psnr
-from latentloom.drifting.distances import Estimate
 from latentloom.drifting.report_curves import CURVE_PANELS, plot_curves
 from latentloom.drifting.report_tables import add_table
 from latentloom.runs import Report
+from latentloom.runs.estimates import Estimate
 
 #: What every method is compared with.
 BASELINE = "linear interpolation"

@@ -24,7 +24,6 @@ from latentloom.drifting.clips.refiner_files import ClipRefiner, load_clip_refin
 from latentloom.drifting.clips.report import ClipReport, LevelScores, compare_levels, write_clip_report
 from latentloom.drifting.clips.train import require_students, train_clip_refiner
 from latentloom.drifting.idle_settings import idle_settings
-from latentloom.drifting.processes import joined_processes, num_processes
 from latentloom.drifting.representation.codebook import Codebook
 from latentloom.drifting.train import CURVE_NAME, effective_batch
 from latentloom.drifting.trainings import (
@@ -38,6 +37,7 @@ from latentloom.drifting.trainings import (
 )
 from latentloom.errors import ConfigError
 from latentloom.runs import RunFolder, process_rank
+from latentloom.runs.process_group import joined_processes, num_processes
 from latentloom.storage import write_json
 from latentloom.storage.atomic import disk_failures_said
 from latentloom.training import read_curve

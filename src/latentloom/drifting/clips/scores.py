@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from latentloom.drifting.clips.random_features import RandomFeatures
-from latentloom.drifting.distances import Estimate, frechet_estimate, kernel_difference, kernel_estimate, resample
-from latentloom.drifting.estimates import NUM_RESAMPLES, over_seeds, ratio_estimate
+from latentloom.drifting.distances import frechet_estimate, kernel_difference, kernel_estimate
 from latentloom.errors import ShapeError
 from latentloom.keyframes.frame_noise import frame_distance
+from latentloom.runs.estimates import NUM_RESAMPLES, Estimate, over_seeds, ratio_estimate, resample
 
 PIXEL_PEAK = 2.0  # pixels go from -1 to 1
 BEST_PSNR = 100.0  # dB, of missing frames that came back exactly

@@ -34,9 +34,9 @@ from latentloom.drifting.clips.clip_sample import (
 )
 from latentloom.drifting.clips.shard_stream import TWICE, is_member, log_skipped, no_clip_left, stem_and_suffix
 from latentloom.drifting.clips.shards import Shards, ends_whole
-from latentloom.drifting.processes import wait_for_all
 from latentloom.errors import CorruptFileError, FileError
 from latentloom.runs import process_rank, track
+from latentloom.runs.process_group import wait_for_all
 from latentloom.storage import write_text
 
 logger = logging.getLogger(__name__)

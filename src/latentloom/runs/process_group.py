@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor, distributed
 
-from latentloom.runs import choose_device, is_distributed
+from latentloom.runs.processes import choose_device, is_distributed
 
 #: Others wait while the first process alone reads shards, fits classes or evaluates; torchrun ends them if it fails.
 LONGEST_WAIT = timedelta(days=30)
