@@ -41,7 +41,8 @@ PUBLIC = {
         "save_activations save_control scale steer weighted_sum"
     ),
     "latentloom.training": (
-        "Curve TrainedWeights WeightAverage load_state make_optimizers read_curve save_state set_learning_rate trapezoid"
+        "Curve TrainedWeights WeightAverage load_state make_optimizers read_curve save_state set_learning_rate "
+        "trapezoid"
     ),
     "latentloom.tensors": "SentenceVector TextEmbeddings VideoLatents",
     "latentloom.storage": (
