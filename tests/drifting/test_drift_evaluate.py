@@ -9,12 +9,12 @@ from torch.nn import functional as F
 from latentloom.drifting import judge as judge_module
 from latentloom.drifting.config import DataConfig
 from latentloom.drifting.data import ImageData, load_data
-from latentloom.drifting.distances import Estimate
 from latentloom.drifting.evaluate import Scores, aggregate, score, score_real, stratified_rows
 from latentloom.drifting.judge import Judge, train_judge
 from latentloom.drifting.pictures import one_of_each_class
 from latentloom.errors import ShapeError
 from latentloom.runs import load_config
+from latentloom.runs.estimates import Estimate
 
 
 @pytest.fixture(scope="module")

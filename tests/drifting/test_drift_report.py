@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from latentloom.drifting.distances import Estimate
 from latentloom.drifting.evaluate import Scores
 from latentloom.drifting.pictures import given_patches, image_grid, one_of_each_class
 from latentloom.drifting.report import DriftReport, compare, kid_ratio, write_drift_report
 from latentloom.drifting.report_curves import plot_curves
 from latentloom.errors import ShapeError
+from latentloom.runs.estimates import Estimate
 
 
 def scores(fd: float, kid: float, accuracy: float = 0.9, missing: float | None = 0.25) -> Scores:
