@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from latentloom.drifting.guidance import draw_alpha, unconditional_weight
-from latentloom.drifting.randomness import step_generator
+from latentloom.runs.randomness import step_generator
 
 seeds = st.integers(0, 2**32 - 1)
 

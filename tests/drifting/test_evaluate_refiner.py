@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from latentloom.cli.main import run as run_command
-from latentloom.drifting.claims import samples_digest
 from latentloom.drifting.config import DriftConfig
 from latentloom.drifting.data import load_data
 from latentloom.drifting.evaluate_refiner import evaluate_refiner
@@ -16,6 +15,7 @@ from latentloom.drifting.held_out import HeldOut
 from latentloom.drifting.refiner_files import Refiner, load_refiner, save_refiner
 from latentloom.drifting.run import run_drift
 from latentloom.errors import CheckpointError, FileError
+from latentloom.runs.claims import samples_digest
 
 CPU = torch.device("cpu")
 SETTINGS = {

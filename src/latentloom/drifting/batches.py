@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from latentloom.drifting.randomness import step_generator
+from latentloom.runs.randomness import step_generator
 
 
 class ShuffledBatches:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from latentloom.drifting.config import FieldConfig
 from latentloom.drifting.guidance import draw_alpha
-from latentloom.drifting.randomness import step_generator
 from latentloom.drifting.sampler import ClassSampler
 from latentloom.runs import process_rank
 from latentloom.runs.process_group import num_processes
+from latentloom.runs.randomness import step_generator
 
 
 class Refinable(ABC):

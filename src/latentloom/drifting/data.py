@@ -13,8 +13,8 @@ from latentloom.drifting.config import DataConfig
 from latentloom.drifting.fake_images import draw_fake_images
 from latentloom.drifting.image_folder import FolderImages, ImageFiles
 from latentloom.drifting.images import MIRRORED, Images, MirroredImages, Subset, TensorImages
-from latentloom.drifting.randomness import step_generator
 from latentloom.errors import ConfigError
+from latentloom.runs.randomness import step_generator
 
 __all__ = ["ImageData", "Images", "load_data"]
 

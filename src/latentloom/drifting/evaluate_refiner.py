@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from latentloom.drifting.claims import samples_digest
 from latentloom.drifting.data import ImageData, load_data
 from latentloom.drifting.evaluate import score_real
 from latentloom.drifting.held_out import HeldOut
@@ -12,6 +11,7 @@ from latentloom.drifting.judge import train_judge
 from latentloom.drifting.refiner_files import Refiner, load_refiner
 from latentloom.errors import CheckpointError, ConfigError
 from latentloom.runs import choose_device
+from latentloom.runs.claims import samples_digest
 from latentloom.storage import read_module
 
 

@@ -8,8 +8,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from latentloom.drifting.images import TensorImages, bytes_from_pixels
-from latentloom.drifting.randomness import step_generator
 from latentloom.errors import ConfigError
+from latentloom.runs.randomness import step_generator
 
 NOISE = 0.15  # deviation of the background around its grey, of a range from -1 to 1
 

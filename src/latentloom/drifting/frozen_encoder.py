@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from latentloom.drifting.claims import file_digest
 from latentloom.drifting.config import DataConfig, DriftConfig, MaeConfig
 from latentloom.drifting.data import ImageData
 from latentloom.drifting.encoders import FeatureEncoder, mae_encoder, resnet_encoder
 from latentloom.errors import ConfigError
+from latentloom.runs.claims import file_digest
 from latentloom.runs.process_group import num_processes
 from latentloom.storage.modules import read_origin
 

@@ -16,9 +16,9 @@ from latentloom.drifting.distances import frechet_distance, kernel_distance
 from latentloom.drifting.evaluate import Scores, score
 from latentloom.drifting.judge import Judge
 from latentloom.drifting.pictures import given_patches, image_grid, one_of_each_class
-from latentloom.drifting.randomness import step_generator
 from latentloom.drifting.refiner_files import Refiner
 from latentloom.keyframes import interpolate_idw
+from latentloom.runs.randomness import step_generator
 
 IMAGES_SHOWN = 20
 _IMAGES_AT_ONCE = 512

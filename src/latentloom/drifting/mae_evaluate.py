@@ -7,7 +7,7 @@ from torch import Tensor
 from latentloom.drifting.config import MaeConfig
 from latentloom.drifting.images import Images
 from latentloom.drifting.mae import LatentMae, draw_hidden, reconstruction_loss
-from latentloom.drifting.randomness import step_generator
+from latentloom.runs.randomness import step_generator
 
 _HELD_OUT_IMAGES = 1024  # enough for three digits of the loss
 

@@ -17,9 +17,9 @@ from latentloom.drifting.field import drifting_losses
 from latentloom.drifting.guidance import unconditional_weight
 from latentloom.drifting.problems import coefficients
 from latentloom.drifting.queues import SampleQueue
-from latentloom.drifting.randomness import step_generator
 from latentloom.runs import process_rank
 from latentloom.runs.process_group import add_up, gathered
+from latentloom.runs.randomness import step_generator
 
 RECOMPILE_LIMIT = 64
 

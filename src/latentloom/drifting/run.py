@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from latentloom.drifting.claims import claim_folder, identity, samples_digest
 from latentloom.drifting.config import DriftConfig
 from latentloom.drifting.corruption import Keypatches
 from latentloom.drifting.data import ImageData, load_data
@@ -19,7 +18,6 @@ from latentloom.drifting.frozen_encoder import encoder_digest, make_encoder, tra
 from latentloom.drifting.held_out import HeldOut
 from latentloom.drifting.idle_settings import idle_settings
 from latentloom.drifting.judge import train_judge
-from latentloom.drifting.randomness import step_generator
 from latentloom.drifting.refiner_files import Refiner, load_refiner, save_refiner
 from latentloom.drifting.report import DriftReport, compare, write_drift_report
 from latentloom.drifting.train import CURVE_NAME, effective_batch
@@ -34,7 +32,9 @@ from latentloom.drifting.trainings import (
     write_curves,
 )
 from latentloom.runs import RunFolder, process_rank
+from latentloom.runs.claims import claim_folder, identity, samples_digest
 from latentloom.runs.process_group import joined_processes, num_processes
+from latentloom.runs.randomness import step_generator
 from latentloom.storage import write_json
 from latentloom.storage.atomic import disk_failures_said
 from latentloom.training import read_curve

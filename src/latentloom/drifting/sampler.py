@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from latentloom.drifting.randomness import step_generator
+from latentloom.runs.randomness import step_generator
 
 
 class ClassSampler:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from latentloom.drifting.batches import ShuffledBatches
-from latentloom.drifting.claims import claim_folder, identity, refuse_other_run
 from latentloom.drifting.config import MaeConfig
 from latentloom.drifting.data import ImageData, load_data
 from latentloom.drifting.experiment import mae_trainings
@@ -29,9 +28,10 @@ from latentloom.drifting.mae import (
 from latentloom.drifting.mae_evaluate import held_out_loss
 from latentloom.drifting.mae_report import write_mae_report
 from latentloom.drifting.optimizers import make_drift_optimizers, rate_factor
-from latentloom.drifting.randomness import step_generator
 from latentloom.runs import RunFolder, all_reduce_mean_, is_distributed, process_rank, track
+from latentloom.runs.claims import claim_folder, identity, refuse_other_run
 from latentloom.runs.process_group import joined_processes, num_processes, wait_for_all
+from latentloom.runs.randomness import step_generator
 from latentloom.storage.atomic import disk_failures_said
 from latentloom.training import Curve, WeightAverage, load_state, save_state, set_learning_rate
 

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from latentloom.drifting.claims import samples_digest
 from latentloom.drifting.clips.clip_sample import ClipSample
 from latentloom.drifting.clips.condition import fit_condition_encoder
 from latentloom.drifting.clips.condition_parts import ConditionSettings
@@ -19,6 +18,7 @@ from latentloom.drifting.representation.codebook import Codebook, load_codebook
 from latentloom.drifting.representation.kmeans import fit_kmeans
 from latentloom.errors import ConfigError, ShapeError
 from latentloom.runs import process_rank, track
+from latentloom.runs.claims import samples_digest
 from latentloom.runs.process_group import wait_for_all
 from latentloom.storage import save_module
 from latentloom.storage.modules import read_origin, read_tensors

@@ -14,8 +14,8 @@ from latentloom.drifting.clips.manifest import ShardManifest
 from latentloom.drifting.clips.shard_index import ShardIndex
 from latentloom.drifting.data import ImageData
 from latentloom.drifting.images import Images, pixels_from_bytes
-from latentloom.drifting.randomness import step_generator
 from latentloom.errors import ConfigError, ShapeError
+from latentloom.runs.randomness import step_generator
 
 
 @dataclass(frozen=True, eq=False)

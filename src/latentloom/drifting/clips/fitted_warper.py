@@ -10,11 +10,11 @@ from torch import Tensor
 from latentloom.drifting.clips.config import ClipConfig
 from latentloom.drifting.clips.corruption import Keyframes
 from latentloom.drifting.clips.data import ClipData
-from latentloom.drifting.randomness import step_generator
 from latentloom.errors import CheckpointError
 from latentloom.keyframes.sinkhorn import SinkhornWarper, fit_warper
 from latentloom.runs import process_rank
 from latentloom.runs.process_group import wait_for_all
+from latentloom.runs.randomness import step_generator
 from latentloom.storage import atomic_write
 from latentloom.storage.modules import read_tensors
 

@@ -17,8 +17,8 @@ from latentloom.drifting.clips.random_features import RandomFeatures
 from latentloom.drifting.clips.refiner_files import ClipRefiner
 from latentloom.drifting.clips.scores import PIXEL_PEAK, ClipScores, score_clips
 from latentloom.drifting.images import pixels_from_bytes
-from latentloom.drifting.randomness import step_generator
 from latentloom.keyframes import interpolate_frames
+from latentloom.runs.randomness import step_generator
 
 LINEAR = "linear interpolation"
 UNIT_CLIPS = 512

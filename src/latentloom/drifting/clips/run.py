@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from latentloom.drifting.claims import claim_folder, file_digest, identity, samples_digest
 from latentloom.drifting.clips.backbones import new_network
 from latentloom.drifting.clips.classes import make_classes, refuse_classes_that_do_not_fit
 from latentloom.drifting.clips.config import ClipConfig
@@ -37,6 +36,7 @@ from latentloom.drifting.trainings import (
 )
 from latentloom.errors import ConfigError
 from latentloom.runs import RunFolder, process_rank
+from latentloom.runs.claims import claim_folder, file_digest, identity, samples_digest
 from latentloom.runs.process_group import joined_processes, num_processes
 from latentloom.storage import write_json
 from latentloom.storage.atomic import disk_failures_said

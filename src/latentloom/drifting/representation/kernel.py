@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from latentloom.drifting.diagnostics import kernel_statistics
-from latentloom.drifting.randomness import step_generator
+from latentloom.runs.randomness import step_generator
 
 NUM_GENERATED = 4
 NUM_POSITIVES = 8

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentloom.drifting.randomness import step_generator
 from latentloom.errors import ConfigError
+from latentloom.runs.randomness import step_generator
 
 
 class Reservoir:

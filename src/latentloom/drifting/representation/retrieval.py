@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from latentloom.drifting.randomness import step_generator
 from latentloom.errors import ConfigError
+from latentloom.runs.randomness import step_generator
 
 TOP = (1, 5, 10)
 _ROWS_AT_ONCE = 512

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from latentloom.drifting import diagnostics
-from latentloom.drifting.randomness import step_generator
+from latentloom.runs.randomness import step_generator
 
 MAX_SAMPLES = 2048
 

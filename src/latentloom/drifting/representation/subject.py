@@ -13,9 +13,9 @@ from latentloom.drifting.data import load_data
 from latentloom.drifting.encoders import FeatureEncoder
 from latentloom.drifting.features import feature_groups
 from latentloom.drifting.images import bytes_from_pixels
-from latentloom.drifting.randomness import step_generator
 from latentloom.drifting.representation.retrieval import require_pairs
 from latentloom.runs import track
+from latentloom.runs.randomness import step_generator
 
 MOST_CELLS = 8  # on a side: keyframes are compared as averages over at most so many
 _IMAGES_AT_ONCE = 256

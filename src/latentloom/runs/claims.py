@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from latentloom.errors import ConfigError, CorruptFileError
-from latentloom.runs import process_rank
 from latentloom.runs.process_group import wait_for_all
+from latentloom.runs.processes import process_rank
 from latentloom.storage import write_json
 from latentloom.storage.header import existing_file
 
@@ -24,7 +24,7 @@ def identity(settings: Mapping[str, Any], description: str, fingerprint: str, ef
         fingerprint: of the samples that it is trained on.
         effective_batch: samples per optimizer step, which follows from the number of processes too.
     """
-    about = {"effective_batch": effective_batch, "data": description, "images": samples_digest(fingerprint)}
+    about = {"effective_batch": effective_batch, "data": description, "samples": samples_digest(fingerprint)}
     return {**settings, **about}
 
 
