@@ -1,4 +1,4 @@
-"""What a bridge has to beat: the nearest training sentence, the mean vector, ridge regression, other texts' vectors."""
+"""What a bridge has to beat: the nearest training text, ridge regression, other texts' vectors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,20 +37,6 @@ def nearest_rows(vectors: Float[Tensor, "N D"], training: "np.ndarray | Tensor")
         rows = torch.where(found > best, where + start, rows)
         best = torch.maximum(found, best)
     return rows
-
-
-def mean_vector(training: "np.ndarray | Tensor") -> Float[Tensor, "D"]:
-    """The mean of the training vectors [M, D], summed a part at a time in float64.
-
-    Raises:
-        ShapeError: no training vector.
-    """
-    if not len(training):
-        raise ShapeError("no training vector to average; give at least one")
-    total = torch.zeros(training.shape[1], dtype=torch.float64)
-    for start in range(0, len(training), _ROWS_AT_ONCE):
-        total += _as_tensor(training[start : start + _ROWS_AT_ONCE]).double().sum(dim=0)
-    return (total / len(training)).float()
 
 
 def derangement(num_rows: int, generator: torch.Generator) -> Int64[Tensor, "N"]:
