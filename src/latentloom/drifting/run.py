@@ -24,6 +24,7 @@ from latentloom.drifting.train import CURVE_NAME, effective_batch
 from latentloom.drifting.train_images import train_refiner
 from latentloom.drifting.trainings import (
     METHODS,
+    identity,
     last_measures,
     steps_to_do,
     trained_once,
@@ -32,7 +33,7 @@ from latentloom.drifting.trainings import (
     write_curves,
 )
 from latentloom.runs import RunFolder, process_rank
-from latentloom.runs.claims import claim_folder, identity, samples_digest
+from latentloom.runs.claims import claim_folder, samples_digest
 from latentloom.runs.process_group import joined_processes, num_processes
 from latentloom.runs.randomness import step_generator
 from latentloom.storage import write_json

@@ -28,8 +28,9 @@ from latentloom.drifting.mae import (
 from latentloom.drifting.mae_evaluate import held_out_loss
 from latentloom.drifting.mae_report import write_mae_report
 from latentloom.drifting.optimizers import make_drift_optimizers, rate_factor
+from latentloom.drifting.trainings import identity
 from latentloom.runs import RunFolder, all_reduce_mean_, is_distributed, process_rank, track
-from latentloom.runs.claims import claim_folder, identity, refuse_other_run
+from latentloom.runs.claims import claim_folder, refuse_other_run
 from latentloom.runs.process_group import joined_processes, num_processes, wait_for_all
 from latentloom.runs.randomness import step_generator
 from latentloom.storage.atomic import disk_failures_said

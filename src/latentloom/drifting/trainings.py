@@ -3,11 +3,12 @@
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from latentloom.drifting.config import FieldConfig
 from latentloom.drifting.train import STATE_NAME, saved_step
 from latentloom.runs import RunFolder, process_rank
+from latentloom.runs.claims import samples_digest
 from latentloom.runs.process_group import wait_for_all
 
 REFINER_NAME = "refiner.safetensors"
@@ -26,6 +27,19 @@ def trainings(config: FieldConfig) -> list[tuple[int, str]]:
 def training_folder(out_dir: Path, seed: int, objective: str) -> Path:
     """Where a training lies in the folder of its run."""
     return out_dir / f"seed{seed}-{objective}"
+
+
+def identity(settings: Mapping[str, Any], description: str, fingerprint: str, effective_batch: int) -> dict[str, Any]:
+    """What makes a run the one it is, as JSON values.
+
+    Args:
+        settings: those that its weights depend on.
+        description: of its data, in a line.
+        fingerprint: of the samples that it is trained on.
+        effective_batch: samples per optimizer step, which follows from the number of processes too.
+    """
+    about = {"effective_batch": effective_batch, "data": description, "images": samples_digest(fingerprint)}
+    return {**settings, **about}
 
 
 def trained_once(

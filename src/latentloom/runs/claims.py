@@ -15,19 +15,6 @@ from latentloom.storage.header import existing_file
 SETTINGS_NAME = "settings.json"
 
 
-def identity(settings: Mapping[str, Any], description: str, fingerprint: str, effective_batch: int) -> dict[str, Any]:
-    """What makes a run the one it is, as JSON values.
-
-    Args:
-        settings: those that its weights depend on.
-        description: of its data, in a line.
-        fingerprint: of the samples that it is trained on.
-        effective_batch: samples per optimizer step, which follows from the number of processes too.
-    """
-    about = {"effective_batch": effective_batch, "data": description, "samples": samples_digest(fingerprint)}
-    return {**settings, **about}
-
-
 def samples_digest(fingerprint: str) -> str:
     """Sixteen hex digits that tell samples of this fingerprint from others."""
     return hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
@@ -48,7 +35,7 @@ def refuse_other_run(folder: Path, run: Mapping[str, Any]) -> None:
 
     Args:
         folder: of the run.
-        run: its `identity`.
+        run: what makes it the one it is: settings, data and the batch, as JSON values.
 
     Raises:
         ConfigError: it holds another one.

@@ -27,6 +27,7 @@ from latentloom.drifting.representation.codebook import Codebook
 from latentloom.drifting.train import CURVE_NAME, effective_batch
 from latentloom.drifting.trainings import (
     METHODS,
+    identity,
     last_measures,
     steps_to_do,
     trained_once,
@@ -36,7 +37,7 @@ from latentloom.drifting.trainings import (
 )
 from latentloom.errors import ConfigError
 from latentloom.runs import RunFolder, process_rank
-from latentloom.runs.claims import claim_folder, file_digest, identity, samples_digest
+from latentloom.runs.claims import claim_folder, file_digest, samples_digest
 from latentloom.runs.process_group import joined_processes, num_processes
 from latentloom.storage import write_json
 from latentloom.storage.atomic import disk_failures_said
