@@ -1,6 +1,6 @@
 """A language model with a way in from sentence vectors and a way out to them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -46,6 +46,9 @@ class LatentBridge(nn.Module):
         config: the model's settings.
         latent_dim: channels of a vector.
 
+    Attributes:
+        dtype: of the frozen weights, and of what is computed with them.
+
     Raises:
         ConfigError: layers that the backbone does not have, or an adapter that fits none of its layers.
     """
@@ -61,6 +64,7 @@ class LatentBridge(nn.Module):
                 f"encoder_layers = {list(self.layers)}; {backbone.name} has layers 1 to {backbone.num_layers}"
             )
         self.network = backbone.model
+        self.dtype = backbone.embedding.weight.dtype
         prepare_backbone(backbone, config)
         width = backbone.hidden_size
         rms = float(backbone.embedding.weight.detach().float().square().mean().sqrt())
@@ -70,7 +74,7 @@ class LatentBridge(nn.Module):
         features = len(self.layers) * width
         self.text_to_latent = TextToLatent(features, config.encoder_hidden, latent_dim, config.encoder_dropout)
         for part in (self.standardizer, self.latent_prefix, self.text_to_latent):
-            nn.Module.to(part, backbone.device)
+            part.to(backbone.embedding.weight.device)
 
     @property
     def device(self) -> torch.device:
@@ -105,7 +109,7 @@ class LatentBridge(nn.Module):
             if dropped is not None:
                 standardized = standardized.masked_fill(dropped[:, None], 0.0)
             embeddings = self.latent_prefix(standardized)
-        embeddings = embeddings.to(self.backbone.dtype)
+        embeddings = embeddings.to(self.dtype)
         if not self.config.attention_sink:
             return embeddings
         sink = torch.full((len(embeddings), 1), self.backbone.sink_id, device=self.device)
@@ -143,7 +147,7 @@ class LatentBridge(nn.Module):
     def text_losses(self, vectors: Float[Tensor, "B D"] | None, ids: Sequence[Sequence[int]]) -> TextLosses:
         """How well each text is predicted from its vector; see `token_losses`. Texts of similar length go together."""
         totals, corrects, counts = (torch.zeros(len(ids), dtype=torch.float64) for _ in range(3))
-        for rows in _by_length(ids, BATCH_TOKENS // 4):
+        for rows in by_length(ids, BATCH_TOKENS // 4):
             some = None if vectors is None else vectors[torch.tensor(rows, device=vectors.device)]
             loss, correct, owner = self.token_losses(some, [ids[row] for row in rows])
             places = torch.tensor(rows)[owner.cpu()]
@@ -160,7 +164,8 @@ class LatentBridge(nn.Module):
         """
         num_sinks = int(self.config.attention_sink)
         tokens, given = self._right_padded([[self.backbone.sink_id] * num_sinks + list(row) for row in ids])
-        with nullcontext() if self.config.lora.encode else adapter_disabled(self.network):
+        reads_through_adapter = self.config.lora.encode or not self.config.lora.rank
+        with nullcontext() if reads_through_adapter else adapter_disabled(self.network):
             states = self.backbone.decoder(
                 input_ids=tokens,
                 attention_mask=None if bool(given.all()) else given.long(),
@@ -175,12 +180,6 @@ class LatentBridge(nn.Module):
             return torch.cat([torch.einsum("bt,bth->bh", weights, states[layer].float()) for layer in self.layers], 1)
 
     @torch.no_grad()
-    def pool_batches(self, ids: Sequence[Sequence[int]], batch_tokens: int = BATCH_TOKENS) -> Iterator:
-        """Row numbers and pooled features of texts in batches of similar length, each text once; see `pool`."""
-        for rows in _by_length(ids, batch_tokens):
-            yield rows, self.pool([ids[row] for row in rows])
-
-    @torch.no_grad()
     def encode(self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> SentenceVector:
         """The vector of each text, in float32.
 
@@ -193,8 +192,8 @@ class LatentBridge(nn.Module):
         """
         ids = self.tokenize(texts)
         vectors = torch.zeros(len(ids), self.latent_dim, device=self.device)
-        for rows, features in self.pool_batches(ids, batch_tokens):
-            vectors[torch.tensor(rows, device=self.device)] = self.predict(features)
+        for rows in by_length(ids, batch_tokens):
+            vectors[torch.tensor(rows, device=self.device)] = self.predict(self.pool([ids[row] for row in rows]))
         return SentenceVector(vectors)
 
     def predict(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
@@ -225,7 +224,7 @@ class LatentBridge(nn.Module):
         return tokens.to(self.device), given.to(self.device)
 
 
-def _by_length(ids: Sequence[Sequence[int]], batch_tokens: int) -> list[list[int]]:
+def by_length(ids: Sequence[Sequence[int]], batch_tokens: int = BATCH_TOKENS) -> list[list[int]]:
     """Row numbers from short texts to long ones, in batches of at most so many tokens with padding."""
     batches: list[list[int]] = []
     for row in sorted(range(len(ids)), key=lambda index: len(ids[index])):
