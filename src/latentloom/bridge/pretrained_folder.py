@@ -32,7 +32,7 @@ def pretrained_folder(config: ModelConfig) -> Path:
     if config.pretrained_local_dir is not None and (config.pretrained_local_dir / CONFIG).is_file():
         require_copy_of(config, config.pretrained_local_dir)
         return config.pretrained_local_dir
-    return _cached_snapshot(config)
+    return cached_snapshot(config)
 
 
 def gguf_file(name: str) -> Path:
@@ -70,6 +70,15 @@ def is_hub_name(name: str) -> bool:
     return _HUB_NAME.fullmatch(name) is not None
 
 
+def wanted_files(config: ModelConfig) -> dict[str, list[str]]:
+    """Which files of a repository a model is loaded from, as the hub's client takes it.
+
+    Many repositories hold weights in other forms too; those, and code that is not allowed to run, are left there.
+    """
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", *(["*.py"] if config.trust_remote_code else [])]
+    return {"allow_patterns": wanted, "ignore_patterns": ["*/*", "consolidated*"]}
+
+
 def require_copy_of(config: ModelConfig, folder: Path) -> None:
     """Return if a folder holds the whole model that the settings name.
 
@@ -95,13 +104,18 @@ def require_copy_of(config: ModelConfig, folder: Path) -> None:
         )
 
 
-def _cached_snapshot(config: ModelConfig) -> Path:
+def cached_snapshot(config: ModelConfig) -> Path:
+    """The folder of a model in the hub's cache.
+
+    Raises:
+        FileError: it is not there, or not whole.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     name = config.pretrained_model_name_or_path
     try:
-        return Path(snapshot_download(name, revision=config.revision, local_files_only=True))
+        return Path(snapshot_download(name, revision=config.revision, local_files_only=True, **wanted_files(config)))
     except LocalEntryNotFoundError as error:
         places = f"neither in {config.pretrained_local_dir} nor" if config.pretrained_local_dir else "not"
         raise FileError(

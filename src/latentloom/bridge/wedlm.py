@@ -12,7 +12,10 @@ from transformers import PreTrainedConfig, Qwen2Config, Qwen3Config
 from latentloom.errors import CheckpointError
 
 #: What config.json says of its own code, and what the mapped class decides.
-_OF_ITS_CODE = ("model_type", "architectures", "auto_map", "qk_norm", "transformers_version", "torch_dtype", "dtype")
+_OF_ITS_CODE = {
+    *("model_type", "architectures", "auto_map", "qk_norm", "use_cache"),
+    *("transformers_version", "torch_dtype", "dtype"),
+}
 
 
 def is_wedlm(values: Mapping[str, Any]) -> bool:
