@@ -8,7 +8,14 @@ from filelock import FileLock
 
 from latentloom.bridge.config import SMOLLM2, ModelConfig
 from latentloom.bridge.gguf_conversion import converted_gguf, is_converted
-from latentloom.bridge.pretrained_folder import cached_snapshot, gguf_file, is_hub_name, require_copy_of, wanted_files
+from latentloom.bridge.pretrained_folder import (
+    UNWANTED_FILES,
+    cached_snapshot,
+    gguf_file,
+    is_hub_name,
+    require_copy_of,
+    wanted_files,
+)
 from latentloom.bridge.weight_files import CONFIG, MARKER, read_marker, require_complete, write_marker
 from latentloom.errors import FileError
 
@@ -68,8 +75,9 @@ def _fetch_into_cache(config: ModelConfig) -> FetchedBackbone:
     try:
         folder, done = cached_snapshot(config), "complete"
     except FileError:
-        commit = _commit(config)
-        folder, done = Path(_download(config, commit, None)), "downloaded"
+        _commit(config)  # says what is wrong where the download would take whatever lies in the cache
+        # by the revision's own name, or the cache would not know later which commit it was
+        folder, done = Path(_download(config, config.revision, None)), "downloaded"
     require_complete(folder)
     return _fetched(folder, done, folder.name)
 
@@ -130,15 +138,16 @@ def _commit(config: ModelConfig) -> str:
     return found
 
 
-def _download(config: ModelConfig, commit: str, folder: Path | None) -> str:
+def _download(config: ModelConfig, revision: str | None, folder: Path | None) -> str:
     from huggingface_hub import snapshot_download
 
     try:
         return snapshot_download(
             config.pretrained_model_name_or_path,
-            revision=commit,
+            revision=revision,
             local_dir=folder,
-            **wanted_files(config),
+            allow_patterns=wanted_files(config),
+            ignore_patterns=UNWANTED_FILES,
         )
     except Exception as error:  # as above
         raise _unreachable(config, error) from error

@@ -9,6 +9,9 @@ from latentloom.bridge.gguf_conversion import converted_gguf
 from latentloom.bridge.weight_files import CONFIG, read_marker, require_complete
 from latentloom.errors import FileError
 
+#: Patterns of files that are left in their repository whatever their suffix: folders, and weights in another form.
+UNWANTED_FILES = ["*/*", "consolidated*"]
+
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -70,13 +73,13 @@ def is_hub_name(name: str) -> bool:
     return _HUB_NAME.fullmatch(name) is not None
 
 
-def wanted_files(config: ModelConfig) -> dict[str, list[str]]:
-    """Which files of a repository a model is loaded from, as the hub's client takes it.
+def wanted_files(config: ModelConfig) -> list[str]:
+    """Patterns of the files of a repository that a model is loaded from.
 
     Many repositories hold weights in other forms too; those, and code that is not allowed to run, are left there.
     """
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", *(["*.py"] if config.trust_remote_code else [])]
-    return {"allow_patterns": wanted, "ignore_patterns": ["*/*", "consolidated*"]}
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    return [*wanted, "*.py"] if config.trust_remote_code else wanted
 
 
 def require_copy_of(config: ModelConfig, folder: Path) -> None:
@@ -115,10 +118,17 @@ def cached_snapshot(config: ModelConfig) -> Path:
 
     name = config.pretrained_model_name_or_path
     try:
-        return Path(snapshot_download(name, revision=config.revision, local_files_only=True, **wanted_files(config)))
+        found = snapshot_download(
+            name,
+            revision=config.revision,
+            local_files_only=True,
+            allow_patterns=wanted_files(config),
+            ignore_patterns=UNWANTED_FILES,
+        )
     except LocalEntryNotFoundError as error:
         places = f"neither in {config.pretrained_local_dir} nor" if config.pretrained_local_dir else "not"
         raise FileError(
             f"{name} is {places} in the hub's cache; run `latentloom bridge fetch "
             f"model.pretrained_model_name_or_path={name}` where there is a network, or give the folder of a model"
         ) from error
+    return Path(found)
