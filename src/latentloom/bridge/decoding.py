@@ -50,11 +50,14 @@ class DecodingConfig(Config):
         return self
 
 
+GREEDY = DecodingConfig()
+
+
 @torch.no_grad()
 def decode(
     bridge: LatentBridge,
     vectors: SentenceVector | None,
-    config: DecodingConfig = DecodingConfig(),
+    config: DecodingConfig = GREEDY,
     generator: torch.Generator | None = None,
     prompts: str | Sequence[str] = "",
 ) -> list[list[str]]:
@@ -110,7 +113,7 @@ def continue_tokens(
         config: how tokens are chosen; T is its `max_new_tokens`.
         draws: a number of [0, 1) for each token of the N = B * num_samples continuations; None chooses greedily.
     """
-    backbone, cache = bridge.backbone, DynamicCache(config=bridge.backbone.decoder.config)
+    backbone, cache = bridge.backbone, DynamicCache(config=bridge.backbone.model.config)
     weight = backbone.output_weight.to(before.dtype)
     states = next_states(bridge, before, seen, cache).repeat_interleave(config.num_samples, 0)
     cache.batch_repeat_interleave(config.num_samples)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentloom.bridge.decoding import DecodingConfig, decode
+from latentloom.bridge.decoding import GREEDY, DecodingConfig, decode
 from latentloom.bridge.model import LatentBridge
 from latentloom.errors import ConfigError, ShapeError
 from latentloom.tensors import SentenceVector
@@ -39,7 +39,7 @@ def interpolate_texts(
     second: SentenceVector,
     num_steps: int,
     method: Method = "spherical",
-    config: DecodingConfig = DecodingConfig(),
+    config: DecodingConfig = GREEDY,
     generator: torch.Generator | None = None,
 ) -> Interpolation:
     """What each step from one vector to another says; see `interpolate_vectors` and `decode`."""

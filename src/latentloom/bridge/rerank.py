@@ -84,6 +84,7 @@ def rerank(vectors: SentenceVector, candidates: Sequence[Sequence[str]], encoder
     wanted = SentenceVector(vectors.values.repeat_interleave(each, 0))
     cosines = wanted.cosine(found[rows]).view(len(vectors), each)
     best = cosines.argmax(dim=1)
-    texts = [texts[choice] for texts, choice in zip(candidates, best.tolist(), strict=True)]
+    choices: list[int] = best.tolist()
+    kept = [texts[choice] for texts, choice in zip(candidates, choices, strict=True)]
     nearest = cosines.gather(1, best[:, None]).squeeze(1)
-    return BestTexts(texts, nearest, [list(texts) for texts in candidates], cosines)
+    return BestTexts(kept, nearest, [list(texts) for texts in candidates], cosines)
