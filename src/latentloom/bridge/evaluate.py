@@ -12,7 +12,7 @@ from latentloom.bridge.baselines import Ridge, derangement, fit_ridge, nearest_r
 from latentloom.bridge.config import EvaluationConfig, Task
 from latentloom.bridge.decoding import DecodingConfig, decode, inference
 from latentloom.bridge.evaluation import LABELS, BridgeScores, LossScores, Sample, TextScores, VectorScores
-from latentloom.bridge.model import LatentBridge, TextLosses, by_length
+from latentloom.bridge.model import LatentBridge, TextLosses
 from latentloom.bridge.pairs import PairSet
 from latentloom.bridge.rerank import decode_best_of
 from latentloom.bridge.scores import Scorer, cosine, exact_match, ranks, squared_error, token_f1
@@ -26,6 +26,8 @@ DEFAULTS = EvaluationConfig()
 #: Held-out texts decoded at a time, between two steps of the progress bar.
 TEXTS_AT_ONCE = 16
 NUM_SAMPLES_KEPT = 50
+#: Training vectors looked at at a time.
+ROWS_AT_ONCE = 16_384
 #: Values of training features that ridge regression holds, in float64 half a gigabyte; more texts are not used.
 RIDGE_VALUES = 60_000_000
 #: Mean cosine of a text's vector to the one in the data, below which the encoder is not the one that made the data.
@@ -185,8 +187,9 @@ def _nearest_training(held: _HeldOut, train: PairSet | None, notes: list[str]) -
     if train is None:
         notes.append("Without the training pairs there is no nearest training text to compare with.")
         return {}
-    rows = nearest_rows(held.vectors, train.vectors).tolist()
-    return {"nearest_training": [train.texts[row] for row in rows]}
+    parts = (range(len(train))[start : start + ROWS_AT_ONCE] for start in range(0, len(train), ROWS_AT_ONCE))
+    rows = nearest_rows(held.vectors, (train.load(part)[1] for part in parts)).tolist()
+    return {"nearest_training": train.load(rows)[0]}
 
 
 def _score_texts(
@@ -257,11 +260,10 @@ def _predict_all(
     notes: list[str],
 ) -> dict[str, Float[Tensor, "N D"]]:
     """Vectors of the held-out texts, by what predicts them."""
-    features = torch.empty(len(held.ids), len(bridge.layers) * bridge.backbone.hidden_size)
     with inference(bridge), torch.no_grad():
-        for rows in track(by_length(held.ids), "pooling texts"):
-            features[torch.tensor(rows)] = bridge.pool([held.ids[row] for row in rows]).float().cpu()
-        predicted = {"bridge": bridge.predict(features.to(bridge.device)).float().cpu()}
+        features = bridge.pool_all(held.ids)
+        predicted = {"bridge": bridge.predict(features).float().cpu()}
+    features = features.float().cpu()
     ridge = _fit_ridge(train, train_features, generator, notes)
     if ridge is not None:
         predicted["ridge"] = ridge.predict(features)

@@ -1,67 +1,75 @@
 """A bridge as a page: what was trained, its curves, its scores beside their baselines, and texts to read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from latentloom.bridge.config import BridgeConfig
 from latentloom.bridge.evaluation import BridgeScores
 from latentloom.bridge.report_plots import plot_curves, plot_texts, plot_vectors
 from latentloom.bridge.score_tables import score_tables, verdict
+from latentloom.bridge.train import CURVE_NAME
 from latentloom.runs import Report
+from latentloom.training import read_curve
 
 NUM_SAMPLES = 20
 
 
-@dataclass(frozen=True, eq=False)
-class BridgeReport:
-    """What the page shows.
+def write_bridge_report(folder: Path, config: BridgeConfig, scores: BridgeScores | None, data: str) -> Path:
+    """Write a run's page, `report.html` in its folder, and return its path.
 
-    Attributes:
-        introduction: what was trained on what, or what was scored, in a sentence or two.
+    Args:
+        folder: of the run; its curve is shown where there is one.
+        config: its settings.
         scores: on held-out pairs; None where none were scored.
-        curve: lines of the training, as `training.read_curve` gives them; empty without one.
-        facts: what the run came to, by name.
-        settings: by name.
-        title: of the page.
-    """
-
-    introduction: str
-    scores: BridgeScores | None = None
-    curve: Sequence[Mapping[str, float]] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    title: str = "Bridge: texts and sentence vectors"
-
-
-def write_bridge_report(path: Path | str, content: BridgeReport) -> Path:
-    """Write the page as one HTML file and return its path.
+        data: what was trained on, in a line.
 
     Raises:
         FileError: the place cannot be written to.
     """
-    report = Report(content.title)
-    report.paragraph(content.introduction)
-    if content.scores is not None:
-        _add_scores(report, content.scores)
-    if figure := plot_curves(content.curve):
-        report.heading("Training")
-        report.figure(
-            figure,
-            "By step. text_loss: cross-entropy of the texts in nats per token; text_acc: share of tokens that were "
-            "thought most likely; latent_loss: mean squared error of standardised vectors, 1 for the mean vector.",
-        )
-    _add_values(report, "What was run", "fact", content.facts)
-    _add_values(report, "Settings", "setting", flat(content.settings))
-    report.write(path)
-    return Path(path)
+    report = Report("Bridge: texts and sentence vectors")
+    training, model = config.training, config.model
+    report.paragraph(
+        f"{model.pretrained_model_name_or_path}, task {training.task}, {training.num_steps} steps of "
+        f"{training.train_batch_size} pairs. Data: {data}."
+    )
+    if scores is not None:
+        _add_scores(report, scores)
+    curve = folder / CURVE_NAME
+    _add_curve(report, read_curve(curve) if curve.exists() else [])
+    report.heading("Settings")
+    report.table(["setting", "value"], list(flat(config.model_dump(mode="json")).items()))
+    return _write(report, folder)
+
+
+def write_evaluation_report(folder: Path, scores: BridgeScores, facts: Mapping[str, Any]) -> Path:
+    """Write the page of an evaluation alone, `report.html` in a folder, and return its path.
+
+    Args:
+        folder: where to.
+        scores: on held-out pairs.
+        facts: what was measured on what, by name.
+
+    Raises:
+        FileError: the place cannot be written to.
+    """
+    report = Report("Bridge: evaluation")
+    _add_scores(report, scores)
+    report.heading("What was measured")
+    report.table(["fact", "value"], list(flat(facts).items()))
+    return _write(report, folder)
 
 
 def flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Settings of sections by their dotted names."""
+    """Settings of sections by their dotted names, with values that a table can show."""
     values: dict[str, Any] = {}
     for name, value in settings.items():
-        values |= flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+        if isinstance(value, Mapping):
+            values |= flat(value, f"{before}{name}.")
+        elif isinstance(value, list | tuple):
+            values[f"{before}{name}"] = ", ".join(map(str, value)) or None
+        else:
+            values[f"{before}{name}"] = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
     return values
 
 
@@ -99,13 +107,17 @@ def _add_samples(report: Report, scores: BridgeScores) -> None:
     report.table(list(columns.values()), [[getattr(sample, name) for name in columns] for sample in shown])
 
 
-def _add_values(report: Report, heading: str, column: str, values: Mapping[str, Any]) -> None:
-    if values:
-        report.heading(heading)
-        report.table([column, "value"], [[name, _stated(value)] for name, value in values.items()])
+def _add_curve(report: Report, curve: Sequence[Mapping[str, float]]) -> None:
+    if figure := plot_curves(curve):
+        report.heading("Training")
+        report.figure(
+            figure,
+            "By step. text_loss: cross-entropy of the texts in nats per token; text_acc: share of tokens that were "
+            "thought most likely; latent_loss: mean squared error of standardised vectors, 1 for the mean vector.",
+        )
 
 
-def _stated(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or None
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+def _write(report: Report, folder: Path) -> Path:
+    page = folder / "report.html"
+    report.write(page)
+    return page
