@@ -9,7 +9,7 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -46,7 +46,21 @@ def read_npz(path: Path | str) -> dict[str, np.ndarray]:
     path = existing_file(path)
     with _reading(str(path), "an npz file"), zipfile.ZipFile(path) as archive:
         _refuse_bomb(str(path), path.stat().st_size, archive, {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
-        return {member.filename.removesuffix(".npy"): _read_npy(archive, member) for member in archive.infolist()}
+        return {member.filename.removesuffix(".npy"): _read_member(archive, member) for member in archive.infolist()}
+
+
+def read_npy_bytes(data: bytes, name: str) -> np.ndarray:
+    """The array in the bytes of an npy file, or of a part of a tar; pickled objects are refused.
+
+    Args:
+        data: the whole content.
+        name: what it is called in an error.
+
+    Raises:
+        CorruptFileError: not an npy file, damaged, holding pickled objects, or of another size than it claims.
+    """
+    with _reading(name, "an npy file"):
+        return _read_npy(io.BytesIO(data), len(data), "it")
 
 
 def read_pt(path: Path | str, max_bytes: int = MAX_PT_BYTES, map_location: str = "cpu", mmap: bool = True) -> Any:
@@ -130,28 +144,33 @@ def _refuse_bomb(name: str, num_bytes: int, archive: zipfile.ZipFile, compressio
             raise CorruptFileError(f"{name}: part {member.filename[:80]!r} is packed in a way this format never uses")
 
 
-def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in headers:
-            raise ValueError(f"array {member.filename[:80]!r} has the unknown format version {version}")
-        shape, in_columns, dtype = headers[version](file)
-        if dtype.hasobject:
-            raise ValueError(f"array {member.filename[:80]!r} holds pickled Python objects")
-        # numpy would allocate what the header claims; this holds the claim against the bytes that are there
-        num_bytes = member.file_size - file.tell()
-        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != num_bytes:
-            raise ValueError(f"array {member.filename[:80]!r} of shape {shape} does not take its {num_bytes} bytes")
-        data = bytearray(num_bytes)
-        # in parts, as the zip hands out bytes of its own: in one go the array would be held more than once
-        for start in range(0, num_bytes, PART_BYTES):
-            wanted = min(PART_BYTES, num_bytes - start)
-            part = file.read(wanted)
-            if len(part) != wanted:
-                raise ValueError(f"array {member.filename[:80]!r} ends before its {num_bytes} bytes")
-            data[start : start + wanted] = part
-        return np.ndarray(shape, dtype, buffer=data, order="F" if in_columns else "C")
+        return _read_npy(file, member.file_size, f"array {member.filename[:80]!r}")
+
+
+def _read_npy(file: IO[bytes], size: int, name: str) -> np.ndarray:
+    """The array of an npy file that takes `size` bytes."""
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(file)
+    if version not in headers:
+        raise ValueError(f"{name} has the unknown format version {version}")
+    shape, in_columns, dtype = headers[version](file)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds pickled Python objects")
+    # numpy would allocate what the header claims; this holds the claim against the bytes that are there
+    num_bytes = size - file.tell()
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != num_bytes:
+        raise ValueError(f"{name} of shape {shape} does not take its {num_bytes} bytes")
+    data = bytearray(num_bytes)
+    # in parts, as a zip hands out bytes of its own: in one go the array would be held more than once
+    for start in range(0, num_bytes, PART_BYTES):
+        wanted = min(PART_BYTES, num_bytes - start)
+        part = file.read(wanted)
+        if len(part) != wanted:
+            raise ValueError(f"{name} ends before its {num_bytes} bytes")
+        data[start : start + wanted] = part
+    return np.ndarray(shape, dtype, buffer=data, order="F" if in_columns else "C")
 
 
 def _refuse_code(name: str, archive: zipfile.ZipFile) -> None:
