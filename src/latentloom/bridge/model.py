@@ -180,6 +180,14 @@ class LatentBridge(nn.Module):
             return torch.cat([torch.einsum("bt,bth->bh", weights, states[layer].float()) for layer in self.layers], 1)
 
     @torch.no_grad()
+    def pool_all(self, ids: Sequence[Sequence[int]], batch_tokens: int = BATCH_TOKENS) -> Float[Tensor, "B F"]:
+        """As `pool`, of any number of texts, in batches of similar length and without a gradient."""
+        features = torch.zeros(len(ids), len(self.layers) * self.backbone.hidden_size, device=self.device)
+        for rows in by_length(ids, batch_tokens):
+            features[torch.tensor(rows, device=self.device)] = self.pool([ids[row] for row in rows])
+        return features
+
+    @torch.no_grad()
     def encode(self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> SentenceVector:
         """The vector of each text, in float32.
 
@@ -190,11 +198,7 @@ class LatentBridge(nn.Module):
         Raises:
             PromptError: no text, or an empty one.
         """
-        ids = self.tokenize(texts)
-        vectors = torch.zeros(len(ids), self.latent_dim, device=self.device)
-        for rows in by_length(ids, batch_tokens):
-            vectors[torch.tensor(rows, device=self.device)] = self.predict(self.pool([ids[row] for row in rows]))
-        return SentenceVector(vectors)
+        return SentenceVector(self.predict(self.pool_all(self.tokenize(texts), batch_tokens)))
 
     def predict(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
         """Vectors of texts whose pooled features these are."""

@@ -92,9 +92,7 @@ class BridgeTraining:
         torch.manual_seed(_mixed(training.seed, step, process_rank()))  # for the adapter's own dropout
         num_parts = training.gradient_accumulation_steps
         parts = range(step * num_parts, (step + 1) * num_parts)
-        num_targets = (
-            sum(len(self.ids[row]) + 1 for part in parts for row in self._all_rows(part)) if self.speaks else 0
-        )
+        num_targets = self._num_targets(parts) if self.speaks else 0
         totals = torch.zeros(3, dtype=torch.float64, device=self.bridge.device)
         self.bridge.train()
         for part in parts:
@@ -204,8 +202,8 @@ class StepLosses(nn.Module):
 
         Args:
             said: vectors [B, D], the tokens of their texts, and which of them are left out; None in `t2l`.
-            heard: vectors [B, D], pooled features [B, F] or tokens of their texts, what dropout keeps, and a row's share
-                of the step's mean; None in `l2t`.
+            heard: vectors [B, D], pooled features [B, F] or tokens of their texts, what dropout keeps, and the share
+                of a row in the step's mean; None in `l2t`.
             num_targets: of the whole step, in all processes.
         """
         training = self.config.training

@@ -1,0 +1,220 @@
+"""A run of `latentloom bridge train`: data, features, training, exports, scores and a page."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from latentloom.bridge import experiment
+from latentloom.bridge.backbone import load_backbone
+from latentloom.bridge.checkpoint import DTYPES, export_bridge
+from latentloom.bridge.config import BridgeConfig
+from latentloom.bridge.evaluate import evaluate_bridge
+from latentloom.bridge.evaluation import BridgeScores
+from latentloom.bridge.features import PooledFeatures, features_are_fixed, pooled_features
+from latentloom.bridge.model import LatentBridge
+from latentloom.bridge.report import BridgeReport, write_bridge_report
+from latentloom.bridge.run_data import RunPairs, run_encoder_name, run_pairs
+from latentloom.bridge.sentence_encoders import load_sentence_encoder
+from latentloom.bridge.tracking import Tracker
+from latentloom.bridge.train import CURVE_NAME, STATE_NAME, BridgeTraining
+from latentloom.runs import RunFolder, process_rank, track
+from latentloom.runs.claims import claim_folder, samples_digest
+from latentloom.runs.process_group import joined_processes, num_processes, wait_for_all
+from latentloom.storage import write_json
+from latentloom.storage.atomic import disk_failures_said
+from latentloom.training import Curve, read_curve
+
+logger = logging.getLogger(__name__)
+
+#: Texts whose features tell the mean and deviation where features change and are not kept.
+NUM_SAMPLED = 2048
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        folder: of the run.
+        export: the trained parts.
+        scores: on held-out pairs; None where `evaluation.num_pairs` is 0.
+    """
+
+    folder: Path
+    export: Path
+    scores: BridgeScores | None
+
+
+def train_bridge(config: BridgeConfig) -> Outcome | None:
+    """Train a bridge, score it on held-out pairs, and leave everything in `logging.save_dir/logging.run_name`.
+
+    Under torchrun every process calls it; the first one writes, and the others are given None. An interrupted run
+    goes on exactly where it stopped.
+
+    Raises:
+        LatentLoomError: the user's mistakes, of whichever kind.
+    """
+    folder = config.logging.save_dir / config.logging.run_name
+    with joined_processes(config.training.device) as device:
+        pairs = _first_process_first(lambda: run_pairs(config))
+        backbone = load_backbone(config.model, device=device, dtype=DTYPES[config.training.dtype])
+        torch.manual_seed(config.training.seed)
+        bridge = LatentBridge(backbone, config.model, pairs.train.dim)
+        ids = bridge.tokenize(pairs.train.texts)
+        claim_folder(folder, _identity(config, pairs, bridge))
+        with disk_failures_said(folder):
+            features = _prepare(bridge, ids, pairs, config)
+            training = BridgeTraining(bridge, ids, pairs.train, features, config)
+            if process_rank() != 0:
+                _train(training, folder, config, None)
+                return None
+            facts = experiment.bridge_trainings(config, bridge, pairs, training.rows_per_step)
+            about = {"data": pairs.description, "seeds": [config.training.seed], "trainings": facts}
+            with RunFolder.at(folder, config, **about) as run:
+                return _run(run, training, pairs, features, config)
+
+
+def _run(
+    run: RunFolder, training: BridgeTraining, pairs: RunPairs, features: PooledFeatures | None, config: BridgeConfig
+) -> Outcome:
+    started = time.monotonic()
+    with Tracker(run, config) as tracker:
+        num_done = _train(training, run.path, config, tracker)
+    seconds = time.monotonic() - started
+    if num_done:
+        run.state_throughput(num_done * training.rows_per_step / seconds, "pairs")
+    export = run.path / f"checkpoint_step_{config.training.num_steps}.safetensors"
+    results: dict[str, Any] = {"export": export.name, "training_seconds": round(seconds, 1)}
+    scores = None
+    if config.evaluation.num_pairs:
+        scores = _score(training.bridge, pairs, features, config)
+        results |= {"scores": scores.to_json()}
+        write_json(run.path / "metrics.json", scores.to_json())
+    page = BridgeReport(
+        introduction=f"{experiment.summary(config, training.bridge)} Data: {pairs.description}.",
+        scores=scores,
+        curve=read_curve(run.path / CURVE_NAME),
+        facts=_facts(training, features, seconds),
+        settings=config.model_dump(mode="json"),
+    )
+    write_bridge_report(run.path / "report.html", page)
+    run.finish(results)
+    return Outcome(run.path, export, scores)
+
+
+def _train(training: BridgeTraining, folder: Path, config: BridgeConfig, tracker: Tracker | None) -> int:
+    """Make the steps that are left; gives their number. The first process alone writes."""
+    state, settings, num_steps = folder / STATE_NAME, config.logging, config.training.num_steps
+    first = training.load(state) if state.exists() else 0
+    wait_for_all()  # else the first process would replace the state before a slower one has read it
+    curve = Curve(folder / CURVE_NAME, first) if tracker is not None else None
+    for step in track(range(first, num_steps), f"training {config.training.task}"):
+        started, ends = time.monotonic(), step + 1 == num_steps
+        logs, saves = step % settings.log_every == 0 or ends, (step + 1) % settings.save_every == 0 or ends
+        measures = training.step(step, logs)
+        if logs and curve is not None and tracker is not None:
+            measures |= {"step_seconds": round(time.monotonic() - started, 4)}
+            curve.append(step, **measures)
+            tracker.log(step, measures)
+        if saves and tracker is not None:
+            training.save(state, step + 1)
+            export_bridge(folder, step + 1, training.bridge, _about(config, step + 1))
+    return num_steps - first
+
+
+def _prepare(
+    bridge: LatentBridge, ids: list[list[int]], pairs: RunPairs, config: BridgeConfig
+) -> PooledFeatures | None:
+    """Fit the standardizers; the pooled features of all texts, where they never change and are wanted."""
+    bridge.standardizer.fit(*_moments(pairs))
+    if config.training.task == "l2t":
+        return None
+    if config.training.cache_features and features_are_fixed(bridge):
+        cache = config.logging.save_dir / "cache"
+        features = _first_process_first(lambda: pooled_features(bridge, ids, cache))
+        bridge.text_to_latent.features.fit(*features.moments())
+        return features
+    step = max(1, len(ids) // NUM_SAMPLED)
+    sampled = bridge.pool_all(ids[::step])
+    bridge.text_to_latent.features.fit(sampled.mean(0), sampled.std(0, correction=0))
+    return None
+
+
+def _moments(pairs: RunPairs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of the training vectors, channel by channel."""
+    total, squares = 0.0, 0.0
+    for start in range(0, len(pairs.train), 4096):
+        rows = range(start, min(start + 4096, len(pairs.train)))
+        block = pairs.train.load(rows)[1].double()
+        total, squares = total + block.sum(0), squares + block.square().sum(0)
+    mean = torch.as_tensor(total / len(pairs.train))
+    std = (torch.as_tensor(squares / len(pairs.train)) - mean.square()).clamp_min(0).sqrt()
+    return mean.float(), std.float()
+
+
+def _score(
+    bridge: LatentBridge, pairs: RunPairs, features: PooledFeatures | None, config: BridgeConfig
+) -> BridgeScores:
+    name = run_encoder_name(config)
+    encoder = load_sentence_encoder(name, config.training.device) if name is not None else None
+    return evaluate_bridge(
+        bridge,
+        pairs.held_out,
+        train=pairs.train,
+        encoder=encoder,
+        config=config.evaluation,
+        task=config.training.task,
+        seed=config.training.seed,
+        train_features=np.asarray(features.values) if features is not None else None,
+    )
+
+
+def _first_process_first(make: Callable[[], Made]) -> Made:
+    """What `make` gives in every process; the first one makes the files that the others then find."""
+    made = make() if process_rank() == 0 else None
+    wait_for_all()
+    return make() if made is None else made
+
+
+def _identity(config: BridgeConfig, pairs: RunPairs, bridge: LatentBridge) -> dict[str, Any]:
+    """What makes a run the one it is: settings that its weights depend on, its data, backbone and batch."""
+    settings = config.model_dump(mode="json", include={"model", "training"})
+    del settings["training"]["device"], settings["model"]["pretrained_local_dir"]
+    flat = {f"{section}.{name}": value for section, values in settings.items() for name, value in values.items()}
+    backbone = f"{bridge.backbone.name} {bridge.backbone.fingerprint}"
+    return {**flat, "data": samples_digest(pairs.train.fingerprint), "backbone": backbone, "processes": num_processes()}
+
+
+def _facts(training: BridgeTraining, features: PooledFeatures | None, seconds: float) -> dict[str, Any]:
+    bridge = training.bridge
+    counts = {
+        "prefix": bridge.latent_prefix,
+        "head": bridge.text_to_latent,
+        f"backbone ({bridge.backbone.name})": bridge.network,
+    }
+    return {
+        **{f"weights trained, {name}": _num_trained(module) for name, module in counts.items()},
+        "weights of the backbone": sum(weight.numel() for weight in bridge.network.parameters()),
+        "layers pooled for text -> vector": list(bridge.layers),
+        "features of the texts": "pooled once and kept" if features is not None else "pooled in every step",
+        "rows per step": training.rows_per_step,
+        "processes": num_processes(),
+        "seconds of training in this sitting": round(seconds, 1),
+    }
+
+
+def _num_trained(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
+
+
+def _about(config: BridgeConfig, step: int) -> dict[str, Any]:
+    return {"steps": step, **config.training.model_dump(mode="json", exclude={"device"})}
