@@ -1,6 +1,6 @@
 """What a bridge has to beat: the nearest training text, ridge regression, other texts' vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,29 +13,29 @@ from latentloom.errors import ShapeError
 #: Penalties that are tried, as multiples of the number of training texts: features are standardised.
 RIDGE_PENALTIES = tuple(10.0**power for power in (-4, -3, -2, -1, 0, 1))
 _VALIDATION_SHARE = 0.2
-_ROWS_AT_ONCE = 16_384
 
 
-def nearest_rows(vectors: Float[Tensor, "N D"], training: "np.ndarray | Tensor") -> Int64[Tensor, "N"]:
+def nearest_rows(vectors: Float[Tensor, "N D"], training: Iterable[Float[Tensor, "_ D"]]) -> Int64[Tensor, "N"]:
     """For each vector, the row of the training vector with the largest cosine to it; the first of equal ones.
 
     Args:
         vectors: of held-out texts.
-        training: [M, D], may be mapped from a file: it is read a part at a time.
+        training: a part of the training vectors after the other, which together need not fit into memory.
 
     Raises:
         ShapeError: no training vector.
     """
-    if not len(training):
-        raise ShapeError("no training vector to look among; give at least one")
     unit = torch.nn.functional.normalize(vectors.float(), dim=1)
     best = torch.full((len(vectors),), -torch.inf, device=vectors.device)
     rows = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
-    for start in range(0, len(training), _ROWS_AT_ONCE):
-        part = _as_tensor(training[start : start + _ROWS_AT_ONCE]).to(vectors.device)
-        found, where = (unit @ torch.nn.functional.normalize(part, dim=1).T).max(dim=1)
+    start = 0
+    for part in training:
+        found, where = (unit @ torch.nn.functional.normalize(part.to(unit), dim=1).T).max(dim=1)
         rows = torch.where(found > best, where + start, rows)
         best = torch.maximum(found, best)
+        start += len(part)
+    if not start:
+        raise ShapeError("no training vector to look among; give at least one")
     return rows
 
 
@@ -132,7 +132,3 @@ def _solve(features: Tensor, vectors: Tensor, penalties: Sequence[float]) -> lis
         weight = inputs.T @ solution if is_wide else solution
         found.append(Ridge(mean, std, weight, bias, penalty * num_rows))
     return found
-
-
-def _as_tensor(rows: "np.ndarray | Tensor") -> Tensor:
-    return rows.float() if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows, dtype=np.float32))
