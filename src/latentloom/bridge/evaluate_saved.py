@@ -1,0 +1,179 @@
+"""The evaluation of a bridge on disk: what it is scored on, and the folder that the scores go into."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentloom.bridge.checkpoint import load_bridge, newest_export, read_export
+from latentloom.bridge.config import BridgeConfig, DataConfig, EvaluationConfig
+from latentloom.bridge.embed import embed_texts, texts_of
+from latentloom.bridge.evaluate import evaluate_bridge
+from latentloom.bridge.evaluation import BridgeScores
+from latentloom.bridge.features import features_are_fixed, pooled_features
+from latentloom.bridge.model import LatentBridge
+from latentloom.bridge.pairs import PairSet, read_pairs
+from latentloom.bridge.report import write_evaluation_report
+from latentloom.bridge.run_data import RunPairs, run_encoder_name, run_pairs
+from latentloom.bridge.sentence_encoders import SentenceEncoder, load_sentence_encoder
+from latentloom.errors import ConfigError, FileError
+from latentloom.runs import load_config
+from latentloom.storage import write_json
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "evaluation"
+METRICS_NAME = "metrics.json"
+CONFIG_NAME = "config.toml"
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What to score.
+
+    Attributes:
+        bridge: an export, or the folder of a run, whose newest export is taken.
+        pairs: to score on, as in `data.train_json`.
+        texts: to score on, with vectors made by the encoder; with neither, a run's own held-out pairs.
+        encoder: its name; None takes the run's, where it made the vectors.
+        num_pairs, best_of: in place of the run's settings.
+        seed: of the draws and intervals.
+        device: the best there is when None.
+        out: folder of the scores; None is `evaluation` beside the export.
+    """
+
+    bridge: Path
+    pairs: str | None = None
+    texts: Path | None = None
+    encoder: str | None = None
+    num_pairs: int | None = None
+    best_of: int | None = None
+    seed: int = 0
+    device: str | None = None
+    out: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SavedEvaluation:
+    """Scores, and where they lie.
+
+    Attributes:
+        scores: with what is missing in their notes.
+        folder: of metrics.json and report.html.
+        facts: what was scored on what, by name.
+    """
+
+    scores: BridgeScores
+    folder: Path
+    facts: dict[str, Any]
+
+
+def evaluate_saved(request: EvaluationRequest) -> SavedEvaluation:
+    """Score a bridge on disk and write metrics.json and report.html.
+
+    Raises:
+        LatentLoomError: the user's mistakes: no such bridge or data, no data named for an export without its run,
+            vectors of another width, an encoder that is not here.
+    """
+    if request.pairs is not None and request.texts is not None:
+        raise ConfigError("pairs and texts to score on are both given; give one of them")
+    export = newest_export(request.bridge) if request.bridge.is_dir() else request.bridge
+    training = read_export(export)[1]["training"]
+    settings = _run_settings(export.parent, request)
+    local_dir = settings.model.pretrained_local_dir if settings is not None else None
+    bridge = load_bridge(export, device=request.device, dtype=training["dtype"], local_dir=local_dir)
+    folder = request.out or export.parent / FOLDER
+    config = _evaluation_config(settings, request)
+    encoder = _encoder(settings, request)
+    own, notes = _own_pairs(settings, request)
+    held_out, source = _held_out(bridge, own, encoder, config, request, folder)
+    train = own.train if own is not None else None
+    if train is not None:
+        held_out = _unseen(held_out, train, source, notes)
+    features = None
+    if train is not None and settings is not None and training["task"] != "l2t" and features_are_fixed(bridge):
+        cache = settings.logging.save_dir / "cache"
+        features = np.asarray(pooled_features(bridge, bridge.tokenize(train.texts), cache).values)
+    scores = evaluate_bridge(bridge, held_out, train, encoder, config, training["task"], request.seed, features)
+    scores = replace(scores, notes=[*notes, *scores.notes])
+    facts = {"bridge": str(export), "data": source, "evaluation": config.model_dump(mode="json")}
+    write_json(folder / METRICS_NAME, {**facts, **scores.to_json()})
+    write_evaluation_report(folder, scores, {**facts, "seed": request.seed})
+    return SavedEvaluation(scores, folder, facts)
+
+
+def _run_settings(folder: Path, request: EvaluationRequest) -> BridgeConfig | None:
+    """Settings of the run that an export lies in; None where it lies elsewhere."""
+    if not (folder / CONFIG_NAME).is_file():
+        return None
+    changes = [] if request.device is None else [f"training.device={request.device}"]
+    return load_config(BridgeConfig, folder / CONFIG_NAME, changes)
+
+
+def _evaluation_config(settings: BridgeConfig | None, request: EvaluationRequest) -> EvaluationConfig:
+    chosen = {"num_pairs": request.num_pairs, "best_of": request.best_of, "encoder": request.encoder}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return (settings.evaluation if settings is not None else EvaluationConfig()).model_copy(update=given)
+
+
+def _encoder(settings: BridgeConfig | None, request: EvaluationRequest) -> SentenceEncoder | None:
+    """The encoder asked for, or the one that made the vectors where that is known; texts need one."""
+    name = request.encoder or (run_encoder_name(settings) if settings is not None else None)
+    if name is None and request.texts is not None:
+        raise ConfigError(
+            f"vectors of {request.texts} need the encoder that made the bridge's data, and its run does not say which; "
+            "name it with --encoder"
+        )
+    return None if name is None else load_sentence_encoder(name, request.device)
+
+
+def _own_pairs(settings: BridgeConfig | None, request: EvaluationRequest) -> tuple[RunPairs | None, list[str]]:
+    """A run's pairs; None with a note where other data is scored and the run's own is not here."""
+    is_needed = request.pairs is None and request.texts is None
+    if settings is None:
+        if is_needed:
+            raise ConfigError(
+                f"{request.bridge} lies in no run with a {CONFIG_NAME}, so that its held-out pairs are not known; give "
+                "--data or --texts"
+            )
+        return None, []
+    try:
+        return run_pairs(settings), []
+    except FileError as error:
+        if is_needed:
+            raise
+        return None, [f"The training pairs are not here, so that texts among them are scored too: {error}."]
+
+
+def _held_out(
+    bridge: LatentBridge,
+    own: RunPairs | None,
+    encoder: SentenceEncoder | None,
+    config: EvaluationConfig,
+    request: EvaluationRequest,
+    folder: Path,
+) -> tuple[PairSet, str]:
+    """The pairs that are scored, and where they come from."""
+    cache = folder / "cache"
+    if request.pairs is not None:
+        share = DataConfig().max_bad_share
+        pairs = read_pairs(request.pairs, Path(), latent_dim=bridge.latent_dim, cache=cache, max_bad_share=share)
+        return pairs, request.pairs
+    if request.texts is not None and encoder is not None:
+        return embed_texts(texts_of(request.texts), encoder, cache=cache), str(request.texts)
+    if own is None:
+        raise ConfigError("there are no pairs to score on; give --data or --texts")
+    return own.held_out, own.description
+
+
+def _unseen(held_out: PairSet, train: PairSet, source: str, notes: list[str]) -> PairSet:
+    """The pairs whose text was not trained on."""
+    known = set(train.texts)
+    rows = [row for row, text in enumerate(held_out.texts) if text not in known]
+    if not rows:
+        raise ConfigError(f"all texts of {source} are training texts of the bridge; give others")
+    if len(rows) < len(held_out):
+        notes.append(f"{len(held_out) - len(rows)} texts of {source} are training texts and were left out.")
+    return held_out if len(rows) == len(held_out) else held_out.select(rows)
