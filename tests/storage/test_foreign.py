@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from latentloom.errors import CorruptFileError, FileError
 from latentloom.storage import read_npz, read_pt
+from latentloom.storage.foreign import read_npy_bytes
 
 
 class RunsCode:
@@ -185,3 +186,39 @@ def test_a_flipped_byte_never_escapes_the_file_errors(tmp_path_factory, kind, da
     path.write_bytes(content)
     with contextlib.suppress(FileError):  # anything else fails the test
         read_npz(path) if kind == "npz" else read_pt(path)
+
+
+# ---- npy
+
+
+def npy_bytes(array: np.ndarray, allow_pickle: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=allow_pickle)
+    return buffer.getvalue()
+
+
+def test_an_npy_in_memory_comes_back_exactly():
+    for array in (
+        np.array([1.5, -2], dtype=np.float32),
+        np.asfortranarray(np.arange(6).reshape(2, 3)),
+        np.zeros((0, 4), np.float16),
+    ):
+        loaded = read_npy_bytes(npy_bytes(array), "a.npy")
+        assert loaded.dtype == array.dtype
+        assert np.array_equal(loaded, array)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        npy_bytes(np.zeros(4))[:-1],
+        npy_bytes(np.zeros(4)) + b"more",
+        npy_header("(10000000000,)") + bytes(16),
+        npy_bytes(np.array([{}], dtype=object), allow_pickle=True),
+        b"\x80\x04N.",
+        b"",
+    ],
+)
+def test_bytes_that_are_no_npy_of_their_size_are_refused(data):
+    with pytest.raises(CorruptFileError, match=r"^a\.npy is not an npy file, or is damaged: .+$"):
+        read_npy_bytes(data, "a.npy")

@@ -123,7 +123,7 @@ def write_vectors(folder: Path, pairs: Iterable[Pair]) -> str:
                 start = _write_header(vectors, 0, width)
             vectors.write(_content(vector))
             texts.write(json.dumps(text) + "\n")
-            _add(digest, text, vector)
+            digest.update(_hashed(text, vector))
             num += 1
         if not num:
             raise FileError("there is no pair to keep; give at least one")
@@ -138,7 +138,7 @@ def pairs_fingerprint(pairs: Iterable[Pair]) -> str:
     """The fingerprint that `write_vectors` gives to these pairs: 16 hex digits of texts and vectors."""
     digest = hashlib.sha256()
     for text, vector in pairs:
-        _add(digest, text, vector)
+        digest.update(_hashed(text, vector))
     return digest.hexdigest()[:16]
 
 
@@ -232,10 +232,9 @@ def _open(folder: Path) -> tuple[list[str], Float32[np.ndarray, "N D"]]:
     return texts, np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
 
 
-def _add(digest: "hashlib._Hash", text: str, vector: Float32[np.ndarray, "D"]) -> None:
+def _hashed(text: str, vector: Float32[np.ndarray, "D"]) -> bytes:
     encoded = text.encode()
-    digest.update(len(encoded).to_bytes(8, "little") + encoded)  # the length, so that no two lists read the same
-    digest.update(_content(vector))
+    return len(encoded).to_bytes(8, "little") + encoded + _content(vector)  # the length: no two lists read the same
 
 
 def _content(vector: Float32[np.ndarray, "D"]) -> bytes:

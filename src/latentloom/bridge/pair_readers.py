@@ -2,11 +2,12 @@
 
 import json
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from braceexpand import braceexpand
@@ -29,22 +30,27 @@ REST_AT_ONCE = 2**20
 _KINDS = "give a .json, .jsonl, .safetensors or .tar file, shards as in x-{00000..00007}.tar, or a folder of them"
 
 
-class PairFile(Protocol):
-    """One file of pairs."""
+class PairFile(ABC):
+    """One file of pairs.
 
-    path: Path
+    Args:
+        path: of the file.
+    """
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @abstractmethod
     def files(self) -> Iterator[Path]:
         """All files whose change changes the pairs; some of them may be missing."""
-        ...
 
+    @abstractmethod
     def rows(self) -> Iterator[PairRow]:
         """The rows in their order.
 
         Raises:
             FileError: the file as a whole cannot be read.
         """
-        ...
 
 
 def find_pair_files(source: str, root: Path) -> list[PairFile]:
@@ -75,15 +81,12 @@ def find_pair_files(source: str, root: Path) -> list[PairFile]:
     return [_READERS[path.suffix](path) for path in paths]
 
 
-class JsonList:
+class JsonList(PairFile):
     """The document's format: a list of `{"text": ..., "latent_path": ...}`, paths relative to the file.
 
     Args:
         path: of the file, which is read as a whole.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
     def files(self) -> Iterator[Path]:
         yield self.path
@@ -105,15 +108,12 @@ class JsonList:
         return found
 
 
-class JsonLines:
+class JsonLines(PairFile):
     """The same rows one a line, each with a `latent_path` or with the vector itself as a list under `vector`.
 
     Args:
         path: of the file, which is read line by line.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
     def files(self) -> Iterator[Path]:
         yield self.path
@@ -128,7 +128,7 @@ class JsonLines:
             yield PairRow(f"{self.path} line {number}", lambda line=line: _read_line(line, self.path.parent))
 
 
-class TensorShard:
+class TensorShard(PairFile):
     """A safetensors file with a tensor `vectors` [N, D], its N texts in a JSONL file of the same name beside it.
 
     Args:
@@ -136,7 +136,7 @@ class TensorShard:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self.texts = path.with_suffix(".jsonl")
 
     def files(self) -> Iterator[Path]:
@@ -161,15 +161,12 @@ class TensorShard:
                     yield PairRow(name, lambda line=lines[offset], vector=vector: (_text_of(line), vector))
 
 
-class TarShard:
+class TarShard(PairFile):
     """A webdataset tar with `{key}.txt` and `{key}.npy` or `{key}.latent.pt`; other members are passed over.
 
     Args:
         path: of the tar, read in one go with one pair in memory.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
     def files(self) -> Iterator[Path]:
         yield self.path

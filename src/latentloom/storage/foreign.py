@@ -149,7 +149,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarra
         return _read_npy(file, member.file_size, f"array {member.filename[:80]!r}")
 
 
-def _read_npy(file: IO[bytes], size: int, name: str) -> np.ndarray:
+def _read_npy(file: IO[bytes] | io.BufferedIOBase, size: int, name: str) -> np.ndarray:
     """The array of an npy file that takes `size` bytes."""
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(file)
