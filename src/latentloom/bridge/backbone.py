@@ -116,18 +116,22 @@ def load_backbone(config: ModelConfig, *, device: torch.device, dtype: torch.dty
     """
     folder = pretrained_folder(config)
     require_complete(folder)
-    model_config = load_model_config(folder, config)
-    model = _load_model(folder, model_config, trusted=allow_remote_code(config, folder), dtype=dtype)
+    trusted = allow_remote_code(config, folder)
+    model_config = load_model_config(folder, trusted=trusted)
+    model = _load_model(folder, model_config, trusted=trusted, dtype=dtype)
     name = config.pretrained_model_name_or_path
-    backbone = Backbone(
-        model.to(device), _load_tokenizer(folder, model_config, config), name, weights_fingerprint(folder)
-    )
+    tokenizer = _load_tokenizer(folder, model_config, trusted=trusted)
+    backbone = Backbone(model.to(device), tokenizer, name, weights_fingerprint(folder))
     _log.info("%s: %s of %s, %s", name, type(model).__name__, folder, backbone.fingerprint)
     return backbone
 
 
-def load_model_config(folder: Path, config: ModelConfig) -> PreTrainedConfig:
+def load_model_config(folder: Path, *, trusted: bool = False) -> PreTrainedConfig:
     """The config in a folder, as the class of transformers that the model is built as; needs no weights.
+
+    Args:
+        folder: the model's.
+        trusted: whether code in the folder may run, as `allow_remote_code` says.
 
     Raises:
         CheckpointError: transformers knows no such model.
@@ -135,13 +139,17 @@ def load_model_config(folder: Path, config: ModelConfig) -> PreTrainedConfig:
     values = read_json(folder / CONFIG)
     if is_wedlm(values):
         return wedlm_config(values)
-    trusted = allow_remote_code(config, folder)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
     except (
         Exception
     ) as cause:  # a class decides what it objects to: strict config fields raise errors of their own kind
-        raise CheckpointError(_needs(folder, values, cause)) from cause
+        if "auto_map" in values and not trusted:
+            raise CheckpointError(
+                f"{folder} is a model of type {values.get('model_type')!r} that needs code of its own; if you have "
+                "read that code, set model.trust_remote_code=true and model.revision to its commit"
+            ) from cause
+        raise CheckpointError(f"{folder / CONFIG} is of no model that loads: {_first_line(cause)}") from cause
 
 
 def _load_model(folder: Path, model_config: PreTrainedConfig, *, trusted: bool, dtype: torch.dtype) -> Any:
@@ -154,6 +162,7 @@ def _load_model(folder: Path, model_config: PreTrainedConfig, *, trusted: bool, 
                 local_files_only=True,
                 trust_remote_code=trusted,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # which are refused below, by name
                 output_loading_info=True,
             )
     # Files of another form fail wherever transformers first trips over them, with errors of any kind.
@@ -179,26 +188,14 @@ def _refuse_other_weights(folder: Path, report: dict[str, Any]) -> None:
             )
 
 
-def _load_tokenizer(folder: Path, model_config: PreTrainedConfig, config: ModelConfig) -> PreTrainedTokenizerBase:
+def _load_tokenizer(folder: Path, model_config: PreTrainedConfig, *, trusted: bool) -> PreTrainedTokenizerBase:
     try:
         with _quiet_transformers():
             return AutoTokenizer.from_pretrained(
-                folder,
-                config=model_config,
-                local_files_only=True,
-                trust_remote_code=allow_remote_code(config, folder, part="AutoTokenizer"),
+                folder, config=model_config, local_files_only=True, trust_remote_code=trusted
             )
     except Exception as cause:  # as above
         raise CheckpointError(f"{folder} holds no tokenizer that can be read: {_first_line(cause)}") from cause
-
-
-def _needs(folder: Path, values: dict[str, Any], cause: Exception) -> str:
-    if "auto_map" in values:
-        return (
-            f"{folder} is a model of type {values.get('model_type')!r} that needs code of its own; if you have read "
-            "that code, set model.trust_remote_code=true and model.revision to its commit"
-        )
-    return f"{folder / CONFIG} is of no model that transformers knows: {_first_line(cause)}"
 
 
 def _first_line(cause: Exception) -> str:

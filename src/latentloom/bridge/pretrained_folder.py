@@ -127,8 +127,9 @@ def cached_snapshot(config: ModelConfig) -> Path:
         )
     except LocalEntryNotFoundError as error:
         places = f"neither in {config.pretrained_local_dir} nor" if config.pretrained_local_dir else "not"
+        into = f" model.pretrained_local_dir={config.pretrained_local_dir}" if config.pretrained_local_dir else ""
         raise FileError(
             f"{name} is {places} in the hub's cache; run `latentloom bridge fetch "
-            f"model.pretrained_model_name_or_path={name}` where there is a network, or give the folder of a model"
+            f"model.pretrained_model_name_or_path={name}{into}` where there is a network, or give the folder of a model"
         ) from error
     return Path(found)

@@ -12,15 +12,14 @@ from latentloom.errors import ConfigError
 _log = logging.getLogger(__name__)
 
 
-def allow_remote_code(config: ModelConfig, folder: Path, part: str = "AutoModelForCausalLM") -> bool:
-    """Whether transformers is told that it may run the folder's own code; the log names the file.
+def allow_remote_code(config: ModelConfig, folder: Path) -> bool:
+    """Whether transformers is told that it may run the folder's own code; the log names the files.
 
-    Never for WeDLM, which runs in transformers' own classes, nor where the folder has no code for this part.
+    Never for WeDLM, which runs in transformers' own classes, nor where the folder says nothing of code.
 
     Args:
         config: `trust_remote_code` allows it, for a folder given as such or a commit of a hub name.
         folder: the model's.
-        part: which of the folder's parts is loaded.
 
     Raises:
         ConfigError: the code may change under its name, or would come from somewhere else.
@@ -33,20 +32,20 @@ def allow_remote_code(config: ModelConfig, folder: Path, part: str = "AutoModelF
             f"model.trust_remote_code = true with model.revision = {config.revision!r}; code on the hub can change, so "
             "give the commit whose code you have read (40 hex digits), or a folder on this machine"
         )
-    values = read_json(folder / CONFIG)
-    source = _source(folder, part)
-    if is_wedlm(values) or source is None:
+    sources = _code_sources(folder)
+    if is_wedlm(read_json(folder / CONFIG)) or not sources:
         return False
-    if "--" in source:
-        raise ConfigError(f"{folder}: its code is that of another repository, {source}; copy it into the folder")
-    _log.warning("running code that comes with %s: %s", name, folder / f"{source.rpartition('.')[0]}.py")
+    if foreign := [source for source in sources if "--" in source]:
+        raise ConfigError(f"{folder}: its code is that of another repository, {foreign[0]}; copy it into the folder")
+    files = sorted({str(folder / f"{source.rpartition('.')[0]}.py") for source in sources})
+    _log.warning("running code that comes with %s: %s", name, ", ".join(files))
     return True
 
 
-def _source(folder: Path, part: str) -> str | None:
-    """`module.Class` of a part's own code; None where it has none."""
-    file = folder / ("tokenizer_config.json" if part == "AutoTokenizer" else CONFIG)
-    stated = (read_json(file).get("auto_map") or {}).get(part) if file.is_file() else None
-    if isinstance(stated, list):  # a tokenizer's slow and fast class
-        stated = next((one for one in stated if one), None)
-    return stated if isinstance(stated, str) else None
+def _code_sources(folder: Path) -> list[str]:
+    """`module.Class` of all that the folder has its own code for."""
+    files = [file for file in (folder / CONFIG, folder / "tokenizer_config.json") if file.is_file()]
+    stated = [source for file in files for source in (read_json(file).get("auto_map") or {}).values()]
+    # a tokenizer names a slow and a fast class, of which one may be missing
+    flat = [one for source in stated for one in (source if isinstance(source, list) else [source])]
+    return [source for source in flat if isinstance(source, str)]
