@@ -24,7 +24,8 @@ def make_bridge(backbone: Backbone, **settings) -> LatentBridge:
     """A random bridge whose backbone ends texts often."""
     torch.manual_seed(0)
     backbone.output_weight.data[backbone.end_id] *= 1.7
-    return LatentBridge(backbone, ModelConfig(num_prefix_tokens=3, **settings), DIM)
+    settings = {"num_prefix_tokens": 3, "lora": LoraConfig(rank=0)} | settings
+    return LatentBridge(backbone, ModelConfig(**settings), DIM)
 
 
 @pytest.fixture
