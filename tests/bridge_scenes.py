@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from latentloom.bridge.backbone import Backbone
-from latentloom.bridge.config import ModelConfig
+from latentloom.bridge.config import LoraConfig, ModelConfig
 from latentloom.bridge.model import LatentBridge
 from latentloom.bridge.pairs import PairSet
 from latentloom.bridge.sentence_encoders import SentenceEncoder
@@ -35,11 +35,22 @@ def scene_pairs(encoder: SentenceEncoder) -> tuple[PairSet, PairSet]:
     return pairs.select(train), pairs.select([row for row, out in enumerate(is_held_out) if out])
 
 
-def train_scene_bridge(backbone: Backbone, train: PairSet, num_steps: int = 80) -> LatentBridge:
-    """A bridge that learned to say a vector's text and to predict it, with its backbone, in seconds."""
+LEARNS_ALL = ModelConfig(
+    num_prefix_tokens=2,
+    freeze_backbone=False,
+    freeze_lm_head=False,
+    encoder_dropout=0.0,
+    encoder_hidden=64,
+    lora=LoraConfig(rank=0),
+)
+
+
+def train_scene_bridge(
+    backbone: Backbone, train: PairSet, num_steps: int = 50, settings: ModelConfig = LEARNS_ALL
+) -> LatentBridge:
+    """A bridge that learned to say a vector's text and to predict it, in seconds; by default with its backbone."""
     torch.manual_seed(0)
-    settings = {"freeze_backbone": False, "freeze_lm_head": False, "encoder_dropout": 0.0, "encoder_hidden": 64}
-    bridge = LatentBridge(backbone, ModelConfig(num_prefix_tokens=2, **settings), train.dim)
+    bridge = LatentBridge(backbone, settings, train.dim)
     bridge.standardizer.fit(*train.moments())
     texts, vectors = train.load(range(len(train)))
     ids = bridge.tokenize(texts)
@@ -55,4 +66,4 @@ def train_scene_bridge(backbone: Backbone, train: PairSet, num_steps: int = 80) 
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return bridge.eval().requires_grad_(False)
+    return bridge.eval()

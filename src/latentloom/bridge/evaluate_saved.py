@@ -1,11 +1,12 @@
 """The evaluation of a bridge on disk: what it is scored on, and the folder that the scores go into."""
 
-import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from latentloom.bridge.checkpoint import load_bridge, newest_export, read_export
 from latentloom.bridge.config import BridgeConfig, DataConfig, EvaluationConfig
@@ -21,8 +22,6 @@ from latentloom.bridge.sentence_encoders import SentenceEncoder, load_sentence_e
 from latentloom.errors import ConfigError, FileError
 from latentloom.runs import load_config
 from latentloom.storage import write_json
-
-logger = logging.getLogger(__name__)
 
 FOLDER = "evaluation"
 METRICS_NAME = "metrics.json"
@@ -82,16 +81,14 @@ def evaluate_saved(request: EvaluationRequest) -> SavedEvaluation:
     export = newest_export(request.bridge) if request.bridge.is_dir() else request.bridge
     training = read_export(export)[1]["training"]
     settings = _run_settings(export.parent, request)
-    local_dir = settings.model.pretrained_local_dir if settings is not None else None
-    bridge = load_bridge(export, device=request.device, dtype=training["dtype"], local_dir=local_dir)
     folder = request.out or export.parent / FOLDER
     config = _evaluation_config(settings, request)
     encoder = _encoder(settings, request)
     own, notes = _own_pairs(settings, request)
-    held_out, source = _held_out(bridge, own, encoder, config, request, folder)
+    local_dir = settings.model.pretrained_local_dir if settings is not None else None
+    bridge = load_bridge(export, device=request.device, dtype=training["dtype"], local_dir=local_dir)
+    held_out, source = _held_out(bridge, own, encoder, config, request, folder, notes)
     train = own.train if own is not None else None
-    if train is not None:
-        held_out = _unseen(held_out, train, source, notes)
     features = None
     if train is not None and settings is not None and training["task"] != "l2t" and features_are_fixed(bridge):
         cache = settings.logging.save_dir / "cache"
@@ -154,26 +151,33 @@ def _held_out(
     config: EvaluationConfig,
     request: EvaluationRequest,
     folder: Path,
+    notes: list[str],
 ) -> tuple[PairSet, str]:
-    """The pairs that are scored, and where they come from."""
+    """The pairs that are scored, without those that were trained on, and where they come from."""
+    trained_on = set(own.train.texts) if own is not None else set()
     cache = folder / "cache"
     if request.pairs is not None:
-        share = DataConfig().max_bad_share
-        pairs = read_pairs(request.pairs, Path(), latent_dim=bridge.latent_dim, cache=cache, max_bad_share=share)
-        return pairs, request.pairs
+        bad = DataConfig().max_bad_share
+        pairs = read_pairs(request.pairs, Path(), latent_dim=bridge.latent_dim, cache=cache, max_bad_share=bad)
+        rows = _unseen(pairs.texts, trained_on, request.pairs, notes)
+        return (pairs if len(rows) == len(pairs) else pairs.select(rows)), request.pairs
     if request.texts is not None and encoder is not None:
-        return embed_texts(texts_of(request.texts), encoder, cache=cache), str(request.texts)
+        texts = texts_of(request.texts)
+        rows = _unseen(texts, trained_on, str(request.texts), notes)
+        if len(rows) > config.num_pairs:  # drawn here, so that no vector is made in vain
+            drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(request.seed))
+            rows = [rows[place] for place in sorted(drawn[: config.num_pairs].tolist())]
+        return embed_texts([texts[row] for row in rows], encoder, cache=cache), str(request.texts)
     if own is None:
         raise ConfigError("there are no pairs to score on; give --data or --texts")
     return own.held_out, own.description
 
 
-def _unseen(held_out: PairSet, train: PairSet, source: str, notes: list[str]) -> PairSet:
-    """The pairs whose text was not trained on."""
-    known = set(train.texts)
-    rows = [row for row, text in enumerate(held_out.texts) if text not in known]
+def _unseen(texts: Sequence[str], trained_on: set[str], source: str, notes: list[str]) -> list[int]:
+    """Rows of the texts that were not trained on."""
+    rows = [row for row, text in enumerate(texts) if text not in trained_on]
     if not rows:
         raise ConfigError(f"all texts of {source} are training texts of the bridge; give others")
-    if len(rows) < len(held_out):
-        notes.append(f"{len(held_out) - len(rows)} texts of {source} are training texts and were left out.")
-    return held_out if len(rows) == len(held_out) else held_out.select(rows)
+    if num := len(texts) - len(rows):
+        notes.append(f"{num} texts of {source} are training texts and were left out.")
+    return rows
