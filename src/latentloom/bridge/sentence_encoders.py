@@ -73,7 +73,7 @@ class SentenceEncoder:
         prefix = self.prefixes[role]
         vectors = torch.empty(len(texts), self.dim)
         batches = _batches(self._lengths(texts), BATCH_TOKENS[self.model.device.type])
-        for rows in track(batches, "encoding texts") if len(texts) >= SHOW_FROM else batches:
+        for rows in track(batches, "encoding batches of texts") if len(texts) >= SHOW_FROM else batches:
             some = [texts[row] for row in rows]
             # the prefix is always said, even an empty one: without it the model's own default would be put there
             found = self.model.encode(
