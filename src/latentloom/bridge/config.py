@@ -19,7 +19,7 @@ MINILM = "minilm"
 
 
 class LoraConfig(Config):
-    """An adapter on the frozen backbone's linear layers; off at rank 0.
+    """An adapter on the frozen backbone's linear layers; off at rank 0. In `t2l` it is only used with `encode`.
 
     Args:
         rank: of the update; 0 adds none.
@@ -30,8 +30,8 @@ class LoraConfig(Config):
             cannot be cached; otherwise they are those of the untouched backbone.
     """
 
-    rank: Number = 0
-    alpha: Positive = 16.0
+    rank: Number = 8
+    alpha: Count = 16
     dropout: Share = 0.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     encode: bool = False
@@ -85,7 +85,7 @@ class ModelConfig(Config):
         if self.unfreeze_layers and not self.freeze_backbone:
             raise ValueError("unfreeze_layers has no effect with freeze_backbone = false; leave one of them out")
         if self.lora.rank and not self.freeze_backbone:
-            raise ValueError("lora.rank above 0 needs freeze_backbone = true; an adapter goes on frozen weights")
+            raise ValueError("freeze_backbone = false trains the weights themselves; set lora.rank = 0 beside it")
         return self
 
 
@@ -211,3 +211,9 @@ class BridgeConfig(Config):
     training: TrainingConfig = TrainingConfig()
     logging: LoggingConfig = LoggingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "BridgeConfig":
+        if self.training.task == "t2l" and not self.model.freeze_lm_head:
+            raise ValueError("model.freeze_lm_head = false has no effect with training.task = 't2l'; leave it out")
+        return self

@@ -53,6 +53,8 @@ class LatentPrefix(nn.Module):
         embedding_rms: root mean square of its embeddings.
     """
 
+    embedding_rms: Float[Tensor, ""]
+
     def __init__(self, dim: int, hidden: int, num_tokens: int, width: int, embedding_rms: float) -> None:
         super().__init__()
         self.num_tokens = num_tokens

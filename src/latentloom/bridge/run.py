@@ -19,7 +19,7 @@ from latentloom.bridge.evaluate import evaluate_bridge
 from latentloom.bridge.evaluation import BridgeScores
 from latentloom.bridge.features import PooledFeatures, features_are_fixed, pooled_features
 from latentloom.bridge.model import LatentBridge
-from latentloom.bridge.report import BridgeReport, write_bridge_report
+from latentloom.bridge.report import write_bridge_report
 from latentloom.bridge.run_data import RunPairs, run_encoder_name, run_pairs
 from latentloom.bridge.sentence_encoders import load_sentence_encoder
 from latentloom.bridge.tracking import Tracker
@@ -29,7 +29,7 @@ from latentloom.runs.claims import claim_folder, samples_digest
 from latentloom.runs.process_group import joined_processes, num_processes, wait_for_all
 from latentloom.storage import write_json
 from latentloom.storage.atomic import disk_failures_said
-from latentloom.training import Curve, read_curve
+from latentloom.training import Curve
 
 logger = logging.getLogger(__name__)
 
@@ -93,20 +93,13 @@ def _run(
     if num_done:
         run.state_throughput(num_done * training.rows_per_step / seconds, "pairs")
     export = run.path / f"checkpoint_step_{config.training.num_steps}.safetensors"
-    results: dict[str, Any] = {"export": export.name, "training_seconds": round(seconds, 1)}
+    results = _facts(training, features, seconds) | {"export": export.name}
     scores = None
     if config.evaluation.num_pairs:
         scores = _score(training.bridge, pairs, features, config)
         results |= {"scores": scores.to_json()}
         write_json(run.path / "metrics.json", scores.to_json())
-    page = BridgeReport(
-        introduction=f"{experiment.summary(config, training.bridge)} Data: {pairs.description}.",
-        scores=scores,
-        curve=read_curve(run.path / CURVE_NAME),
-        facts=_facts(training, features, seconds),
-        settings=config.model_dump(mode="json"),
-    )
-    write_bridge_report(run.path / "report.html", page)
+    write_bridge_report(run.path, config, scores, pairs.description)
     run.finish(results)
     return Outcome(run.path, export, scores)
 
@@ -202,6 +195,7 @@ def _facts(training: BridgeTraining, features: PooledFeatures | None, seconds: f
         f"backbone ({bridge.backbone.name})": bridge.network,
     }
     return {
+        "what": experiment.summary(training.config, bridge),
         **{f"weights trained, {name}": _num_trained(module) for name, module in counts.items()},
         "weights of the backbone": sum(weight.numel() for weight in bridge.network.parameters()),
         "layers pooled for text -> vector": list(bridge.layers),

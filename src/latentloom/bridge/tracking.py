@@ -1,6 +1,7 @@
 """Where a training's measures go beside its curve: TensorBoard, and Weights & Biases when asked for."""
 
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Any
@@ -37,8 +38,7 @@ class Tracker:
 
     def __enter__(self) -> "Tracker":
         if self.config.logging.wandb:
-            import wandb
-
+            wandb = import_module("wandb")  # optional
             name = self.config.logging.run_name
             settings = self.config.model_dump(mode="json")
             # the id lets a run that goes on continue its own curves; WANDB_RUN_ID and the others still win

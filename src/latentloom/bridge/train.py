@@ -96,10 +96,10 @@ class BridgeTraining:
         totals = torch.zeros(3, dtype=torch.float64, device=self.bridge.device)
         self.bridge.train()
         for part in parts:
-            is_last = part == parts[-1]
-            alone = is_last or not isinstance(self.model, DistributedDataParallel)
-            with nullcontext() if alone else self.model.no_sync():
-                loss, sums = self.model(self._said(part), self._heard(part, num_parts), num_targets)
+            model, is_last = self.model, part == parts[-1]
+            waits = isinstance(model, DistributedDataParallel) and not is_last
+            with model.no_sync() if waits else nullcontext():
+                loss, sums = model(self._said(part), self._heard(part, num_parts), num_targets)
                 self.scaler.scale(loss * num_processes()).backward()
             totals += sums
         norms = self._clip()
@@ -181,7 +181,7 @@ class BridgeTraining:
 
 
 Said = tuple[Float[Tensor, "B D"], Sequence[Sequence[int]], Bool[Tensor, "B"]]
-Heard = tuple[Float[Tensor, "B D"], Float[Tensor, "B F"] | Sequence[Sequence[int]], tuple | None, float]
+Heard = tuple[Float[Tensor, "N D"], Float[Tensor, "N F"] | Sequence[Sequence[int]], tuple | None, float]
 
 
 class StepLosses(nn.Module):
@@ -202,7 +202,7 @@ class StepLosses(nn.Module):
 
         Args:
             said: vectors [B, D], the tokens of their texts, and which of them are left out; None in `t2l`.
-            heard: vectors [B, D], pooled features [B, F] or tokens of their texts, what dropout keeps, and the share
+            heard: vectors [N, D], pooled features [N, F] or tokens of their texts, what dropout keeps, and the share
                 of a row in the step's mean; None in `l2t`.
             num_targets: of the whole step, in all processes.
         """
@@ -258,11 +258,15 @@ def rate_factor(step: int, config: BridgeConfig) -> float:
 
 def _freeze_unused(bridge: LatentBridge, config: BridgeConfig) -> None:
     """Freeze what a task does not use: several processes would wait for its gradients."""
-    task = config.training.task
+    task, model = config.training.task, config.model
     bridge.latent_prefix.requires_grad_(task != "t2l")
     bridge.text_to_latent.requires_grad_(task != "l2t")
-    trains_layers = not config.model.freeze_backbone or config.model.unfreeze_layers or config.model.lora.rank
-    if task == "t2l" and trains_layers and max(bridge.layers) < bridge.backbone.num_layers:
+    if task != "t2l":
+        return
+    if model.lora.rank and not model.lora.encode:
+        bridge.network.requires_grad_(False)
+    trains_layers = not model.freeze_backbone or model.unfreeze_layers or (model.lora.rank and model.lora.encode)
+    if trains_layers and max(bridge.layers) < bridge.backbone.num_layers:
         raise ConfigError(
             f"model.encoder_layers = {list(bridge.layers)} leaves layers after them without a use in task = 't2l', and "
             f"they are trained; name layer {bridge.backbone.num_layers} too"

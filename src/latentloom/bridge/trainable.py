@@ -50,7 +50,8 @@ def _freed(backbone: Backbone, config: ModelConfig) -> list[nn.Module]:
         return [backbone.decoder]
     if not config.unfreeze_layers:
         return []
-    return [*backbone.decoder.layers[-config.unfreeze_layers :], backbone.decoder.norm]
+    layers = list(backbone.decoder.get_submodule("layers").children())
+    return [*layers[-config.unfreeze_layers :], backbone.decoder.get_submodule("norm")]
 
 
 def _add_adapter(backbone: Backbone, config: LoraConfig) -> None:
