@@ -76,7 +76,8 @@ def _convert(file: Path, folder: Path) -> None:
     given = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
     try:
         with redirect_stderr(io.StringIO()):  # its bars have no switch
-            model: Any = AutoModelForCausalLM.from_pretrained(file.parent, **given, dtype=torch.float32)
+            sizes = _head_size(file)
+            model: Any = AutoModelForCausalLM.from_pretrained(file.parent, **given, **sizes, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(file.parent, **given)
     # Readers of a damaged file fail wherever they trip over it, with errors of any kind.
     except Exception as cause:
@@ -92,6 +93,15 @@ def _convert(file: Path, folder: Path) -> None:
     weights = {name: value.contiguous() for name, value in model.state_dict().items() if name not in tied}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     write_marker(folder, {"gguf": file.name})
+
+
+def _head_size(file: Path) -> dict[str, int]:
+    """Channels of an attention head where the file states them, which transformers leaves at a class's default."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(file).fields
+    stated = next((field for name, field in fields.items() if name.endswith(".attention.key_length")), None)
+    return {} if stated is None else {"head_dim": int(stated.contents())}
 
 
 def _require_gguf(file: Path) -> None:
