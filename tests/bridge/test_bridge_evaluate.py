@@ -135,7 +135,7 @@ def test_a_runs_page_holds_curves_scores_texts_and_settings(scores, tmp_path: Pa
     for step in range(5):
         curve.append(step, text_loss=5 / (1 + step), lr=1e-3)
     page = write_bridge_report(tmp_path, BridgeConfig(), scores, "27 tiny pairs").read_text()
-    for text in ("27 tiny pairs", "nearest training text", "best of 3, re-ranked", "model.lora.rank", "text_loss"):
+    for text in ("27 tiny pairs", "nearest training text", "best of 3", "model.lora.rank", "text_loss"):
         assert text in page
     assert scores.samples[0].text in page
     assert all(sentence.split("[")[0] in page for sentence in verdict(scores))

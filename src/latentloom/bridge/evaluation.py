@@ -9,17 +9,17 @@ from latentloom.runs.estimates import Estimate
 
 #: What texts are predicted or decoded from, vectors from, by the key in `BridgeScores`; {n} is `best_of`.
 LABELS = {
-    "right_vectors": "their own vectors",
-    "shuffled_vectors": "vectors of other texts",
+    "right_vectors": "own vectors",
+    "shuffled_vectors": "shuffled vectors",
     "no_vectors": "no vectors",
     "greedy": "greedy",
-    "best_of": "best of {n}, re-ranked",
-    "greedy_shuffled": "greedy, vectors of other texts",
-    "greedy_unconditional": "greedy, no vectors",
-    "nearest_training": "nearest training text",
+    "best_of": "best of {n}",
+    "greedy_shuffled": "shuffled vectors",
+    "greedy_unconditional": "no vectors",
+    "nearest_training": "training text",
     "bridge": "bridge",
-    "ridge": "ridge on the same features",
-    "mean_vector": "mean training vector",
+    "ridge": "ridge",
+    "mean_vector": "mean vector",
 }
 
 

@@ -78,7 +78,9 @@ def _add_scores(report: Report, scores: BridgeScores) -> None:
     report.paragraph("\n\n".join(sentences))
     report.heading(f"Scores on {scores.num_texts} held-out texts")
     report.paragraph(
-        "In brackets the 95 % interval over texts. Cosines of texts are of their own vectors"
+        "In brackets the 95 % interval over texts. Shuffled vectors are those of other texts; training text is the one "
+        "whose vector is nearest, by cosine; the best of several draws is the one whose own vector is nearest; ridge "
+        "is a linear regression on the same features. Cosines of texts are of their own vectors"
         + (f", made by {scores.encoder}," if scores.encoder else "")
         + " to the true ones; a centred cosine takes the mean training vector off both, so that what all sentences "
         "share does not count. R2 is the share of the squared distance to the mean training vector that is explained; "

@@ -13,7 +13,7 @@ from latentloom.bridge.score_tables import TITLES
 
 #: Rows that are the bridge's own; the others are baselines.
 OWN = ("greedy", "best_of", "bridge")
-_NOT_MEASURES = ("step", "seconds")
+_NOT_MEASURES = ("step", "seconds", "step_seconds")
 _COLUMNS = 3
 _LOGARITHMIC_FROM = 50.0  # largest over smallest value, above which an axis is logarithmic
 _POINTS_MARKED = 12  # fewer are shown as dots too

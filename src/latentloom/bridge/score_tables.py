@@ -16,7 +16,7 @@ TITLES = {
     "exact_match": "exact match",
     "cosine": "cosine",
     "centred_cosine": "centred cosine",
-    "mse": "MSE",
+    "mse": "MSE x 1000",
     "r2": "R2",
     "recall_at_1": "R@1",
 }
@@ -62,7 +62,7 @@ def verdict(scores: BridgeScores) -> list[str]:
         )
     for key in ("greedy", "best_of"):
         if gains := scores.gains.get(f"texts.{key}"):
-            sentences.append(_compared(scores.label(key).capitalize(), gains, scores.label("nearest_training")))
+            sentences.append(_compared(scores.label(key).capitalize(), gains, "the nearest training text"))
     if "bridge" in scores.vectors:
         own = scores.vectors["bridge"]
         sentences.append(
@@ -70,24 +70,32 @@ def verdict(scores: BridgeScores) -> list[str]:
             f"of {scores.num_texts}."
         )
     if gains := scores.gains.get("vectors.bridge"):
-        sentences.append(_compared("The bridge", {"cosine": gains["cosine"]}, scores.label("ridge")))
+        sentences.append(_compared("The bridge", {"cosine": gains["cosine"]}, "ridge on the same features"))
     return sentences
 
 
 def stated(estimate: Estimate | None) -> str | None:
-    """A figure with its interval, in as many digits as it has to say."""
+    """A figure with its interval, in as many digits as fit a table of six columns."""
     if estimate is None:
         return None
     size = max(abs(estimate.value), abs(estimate.low), abs(estimate.high))
-    digits = 1 if size >= 10 else 2 if size >= 2 else 3 if size >= 0.01 else 5
-    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+    digits, ends = (1, 1) if size >= 10 else (2, 2) if size >= 2 else (3, 2)
+    return f"{estimate.value:.{digits}f} [{estimate.low:.{ends}f}, {estimate.high:.{ends}f}]"
 
 
 def _table(scores: BridgeScores, heading: str, first: str, rows: Mapping[str, Any]) -> ScoreTable:
     names = [field.name for field in fields(next(iter(rows.values())))]
     names = [name for name in names if any(getattr(row, name) is not None for row in rows.values())]
-    cells = [[scores.label(key), *(stated(getattr(row, name)) for name in names)] for key, row in rows.items()]
+    cells = [[scores.label(key), *(stated(_scaled(row, name)) for name in names)] for key, row in rows.items()]
     return ScoreTable(heading, [first, *(TITLES[name] for name in names)], cells)
+
+
+def _scaled(row: Any, name: str) -> Estimate | None:
+    """A score in its column's unit: vectors of length 1 have errors of thousandths."""
+    found: Estimate | None = getattr(row, name)
+    if name != "mse" or found is None:
+        return found
+    return Estimate(1000 * found.value, 1000 * found.low, 1000 * found.high)
 
 
 def _compared(who: str, gains: Mapping[str, Estimate], other: str) -> str:
@@ -97,7 +105,7 @@ def _compared(who: str, gains: Mapping[str, Estimate], other: str) -> str:
         if name in _IN_WORDS:
             word = "above" if gain.low > 0 else "below" if gain.high < 0 else "not told apart from"
             found[word].append(f"{_IN_WORDS[name]} ({gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}])")
-    parts = [f"{word} the {other} in {_listed(names)}" for word, names in found.items() if names]
+    parts = [f"{word} {other} in {_listed(names)}" for word, names in found.items() if names]
     return f"{who}: {', '.join(parts)}."
 
 
