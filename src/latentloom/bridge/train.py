@@ -1,7 +1,7 @@
 """One training of a bridge, from its first step to its last."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -96,10 +96,8 @@ class BridgeTraining:
         totals = torch.zeros(3, dtype=torch.float64, device=self.bridge.device)
         self.bridge.train()
         for part in parts:
-            model, is_last = self.model, part == parts[-1]
-            waits = isinstance(model, DistributedDataParallel) and not is_last
-            with model.no_sync() if waits else nullcontext():
-                loss, sums = model(self._said(part), self._heard(part, num_parts), num_targets)
+            with self._kept_apart(part != parts[-1]):
+                loss, sums = self.model(self._said(part), self._heard(part, num_parts), num_targets)
                 self.scaler.scale(loss * num_processes()).backward()
             totals += sums
         norms = self._clip()
@@ -107,6 +105,12 @@ class BridgeTraining:
         self.scaler.update()
         self.bridge.eval()
         return self._measures(step, totals, norms, num_targets) if measures else {}
+
+    def _kept_apart(self, wanted: bool) -> AbstractContextManager:
+        """Gradients that are not exchanged yet, when wanted: only those of a step's last batch need to be."""
+        if wanted and isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return nullcontext()
 
     def _said(self, part: int) -> "Said | None":
         """This process's texts of a batch, with their vectors."""
