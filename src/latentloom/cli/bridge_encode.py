@@ -11,6 +11,7 @@ from latentloom.cli.model import DeviceOption
 from latentloom.cli.options import JsonOption, emit_json
 from latentloom.cli.prompts import collect_prompts
 from latentloom.cli.stopwatch import Stopwatch
+from latentloom.errors import PromptError
 from latentloom.storage import require_writable
 
 
@@ -32,6 +33,8 @@ def command(
 ) -> None:
     """Predict the sentence vectors of texts, which `latentloom bridge decode` says again."""
     offline_environment()
+    if not arguments and texts is None:
+        raise PromptError("no text was given; give some, each in quotes, or a file of them as --texts FILE")
     found = collect_prompts(arguments, texts)
     require_writable(out)
     clock = Stopwatch()

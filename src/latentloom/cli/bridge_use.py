@@ -36,7 +36,7 @@ EncoderOption = Annotated[
 NewTokensOption = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest text, in tokens.")]
 TopPOption = Annotated[
     float | None,
-    typer.Option("--top-p", min=0, max=1, help="Draw from the fewest tokens that hold this share (0.95)."),
+    typer.Option("--top-p", min=0.01, max=1, help="Draw from the fewest tokens that hold this share (0.95)."),
 ]
 TemperatureOption = Annotated[
     float | None, typer.Option("--temperature", min=0.01, help="Of drawn tokens; lower is safer (0.7).")
