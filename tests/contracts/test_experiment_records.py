@@ -25,9 +25,11 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "latentloom"
 CPU = torch.device("cpu")
 #: Modules whose runs train nothing.
 EVALUATIONS = {"cli/drift_evaluate_representation.py", "cli/steer_sweep_run.py", "cli/steer_clips.py"}
-#: Modules that make optimizer steps, and those whose run they belong to. The judge is a part of an evaluation, and
-#: the warper is fitted by whoever interpolates with it.
+#: Modules that make optimizer steps, and those whose run they belong to. The judge is a part of an evaluation, the
+#: warper is fitted by whoever interpolates with it, and the smoke test keeps nothing.
 STEPS = {
+    "bridge/smoke.py": None,
+    "bridge/train.py": "bridge/run.py",
     "delta/train.py": "delta/training_run.py",
     "drifting/judge.py": None,
     "drifting/train.py": "drifting/run.py",

@@ -78,8 +78,8 @@ def train_bridge(config: BridgeConfig) -> Outcome | None:
                 _train(training, folder, config, None)
                 return None
             facts = experiment.bridge_trainings(config, bridge, pairs, training.rows_per_step)
-            about = {"data": pairs.description, "seeds": [config.training.seed], "trainings": facts}
-            with RunFolder.at(folder, config, **about) as run:
+            seeds = [config.training.seed]
+            with RunFolder.at(folder, config, data=pairs.description, seeds=seeds, trainings=facts) as run:
                 return _run(run, training, pairs, features, config)
 
 

@@ -30,6 +30,7 @@ NOUNS: dict[str, Noun] = {
     "delta": Noun("latentloom.cli.delta", "Learn and apply an Embedding Delta adapter."),
     "steer": Noun("latentloom.cli.steer", "Act inside the blocks of a frozen model, and measure it."),
     "finetune": Noun("latentloom.cli.finetune", "Train the text encoder, or a LoRA of the DiT."),
+    "bridge": Noun("latentloom.cli.bridge", "Turn texts into sentence vectors and back on a language model."),
     "drift": Noun("latentloom.cli.drift", "Train a refiner of interpolated images that needs one step."),
     "micro": Noun("latentloom.cli.micro", "Build, score and read MicroWan, the embedded default model."),
     "inspect": Noun("latentloom.cli.inspect", "Tell what weights are, and what a fine-tune changed."),
