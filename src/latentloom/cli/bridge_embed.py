@@ -42,7 +42,10 @@ def command(
     device: DeviceOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Make vectors of texts, and write the pairs that `latentloom bridge train` reads."""
+    """Make vectors of texts, and write both as pairs.
+
+    `latentloom bridge train` reads them as data.train_json.
+    """
     if out.exists() and any(out.iterdir()):
         raise FileError(f"{out} is not empty; give a new folder to --out")
     if seed is not None and num is None:

@@ -31,7 +31,10 @@ def command(
     dtype: BackboneDtypeOption = "bf16",
     json_file: JsonOption = None,
 ) -> None:
-    """Predict the sentence vectors of texts, which `latentloom bridge decode` says again."""
+    """Predict the sentence vectors of texts.
+
+    `latentloom bridge decode` says such vectors again.
+    """
     offline_environment()
     if not arguments and texts is None:
         raise PromptError("no text was given; give some, each in quotes, or a file of them as --texts FILE")

@@ -50,7 +50,10 @@ def command(
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Score a bridge on held-out pairs, beside what it has to beat, with 95 % intervals."""
+    """Score a bridge on held-out pairs, beside its baselines.
+
+    Every figure has a 95 % interval over the texts.
+    """
     if data is not None and texts is not None:
         raise ConfigError("--data and --texts are both given; give the pairs or the texts")
     from latentloom.bridge.offline import offline_environment

@@ -14,10 +14,11 @@ def command(
     overrides: OverridesArgument = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Download the backbone of the settings once, into model.pretrained_local_dir.
+    """Download the backbone of the settings, once.
 
-    The only command of the bridge that uses the network. Without settings it prepares the embedded default, smollm2,
-    which needs none. What is complete already is not downloaded again.
+    Its files go into model.pretrained_local_dir, or the hub's cache; what is complete already is not downloaded again.
+    This is the only command of the bridge that uses the network. Without settings it prepares the embedded default,
+    smollm2, which needs none.
     """
     settings = bridge_settings(config_name, config, overrides)
     from latentloom.bridge.fetch import fetch_backbone

@@ -14,7 +14,7 @@ def command(
     overrides: OverridesArgument = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Load the backbone of the settings and run each direction once, with random vectors.
+    """Run each direction once on a backbone, with random vectors.
 
     Skipped, in one line and without failing, where its weights are not on this machine.
     """
