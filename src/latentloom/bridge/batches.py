@@ -10,6 +10,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from latentloom.errors import ConfigError
+from latentloom.runs.randomness import step_generator
 
 #: Steps whose rows are drawn together and sorted by length: enough that a batch's texts differ by a token or two, few
 #: enough that batches stay a random mixture.
@@ -72,7 +73,7 @@ class LengthBuckets:
     def _draw_epoch(self, epoch: int) -> Int64[Tensor, "N"]:
         """The rows of an epoch in their order: the rest of a batch that is begun, full batches, a batch's beginning."""
         num_rows = len(self.lengths)
-        generator = _epoch_generator(self.seed, epoch)
+        generator = step_generator(self.seed, epoch, "batches")
         drawn = torch.randperm(num_rows, generator=generator)
         begin = min(num_rows, -epoch * num_rows % self.step_size)
         num_full = (num_rows - begin) // self.step_size
@@ -89,9 +90,3 @@ class LengthBuckets:
         """The rows cut into batches of similar length, the batches in random order."""
         batches = rows[self.lengths[rows].argsort(stable=True)].view(-1, self.step_size)
         return batches[torch.randperm(len(batches), generator=generator)].flatten()
-
-
-def _epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """Independent numbers for every seed and epoch, the same on every machine."""
-    words = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))

@@ -128,7 +128,7 @@ def _prepare(
     bridge: LatentBridge, ids: list[list[int]], pairs: RunPairs, config: BridgeConfig
 ) -> PooledFeatures | None:
     """Fit the standardizers; the pooled features of all texts, where they never change and are wanted."""
-    bridge.standardizer.fit(*_moments(pairs))
+    bridge.standardizer.fit(*pairs.train.moments())
     if config.training.task == "l2t":
         return None
     if config.training.cache_features and features_are_fixed(bridge):
@@ -140,18 +140,6 @@ def _prepare(
     sampled = bridge.pool_all(ids[::step])
     bridge.text_to_latent.features.fit(sampled.mean(0), sampled.std(0, correction=0))
     return None
-
-
-def _moments(pairs: RunPairs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of the training vectors, channel by channel."""
-    total, squares = 0.0, 0.0
-    for start in range(0, len(pairs.train), 4096):
-        rows = range(start, min(start + 4096, len(pairs.train)))
-        block = pairs.train.load(rows)[1].double()
-        total, squares = total + block.sum(0), squares + block.square().sum(0)
-    mean = torch.as_tensor(total / len(pairs.train))
-    std = (torch.as_tensor(squares / len(pairs.train)) - mean.square()).clamp_min(0).sqrt()
-    return mean.float(), std.float()
 
 
 def _score(
