@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from latentloom.bridge.offline import offline_environment
+from latentloom.cli.bridge_plan import print_plan
 from latentloom.cli.bridge_settings import ConfigNameOption, ConfigOption, OverridesArgument, bridge_settings
 from latentloom.cli.options import JsonOption, emit_json
 
@@ -28,9 +29,10 @@ def command(
     processes: ProcessesOption = 1,
     json_file: JsonOption = None,
 ) -> None:
-    """Train a bridge between texts and sentence vectors, and score it on held-out pairs.
+    """Train a bridge between texts and sentence vectors.
 
-    Without settings it is made on SmolLM2 and MiniLM, offline, from a text file:
+    An interrupted run goes on with the same command; at its end it is scored on held-out pairs. Without settings it is
+    made on SmolLM2 and MiniLM, offline, from a text file:
     latentloom bridge train data.texts=texts.txt
 
     Several processes are started with
