@@ -56,8 +56,7 @@ class ModelConfig(Config):
         attention_sink: put the tokenizer's first token before the prefix and before texts that are encoded.
         unconditional_share: share of training vectors replaced by the mean vector, so that the model also knows texts
             without a vector: the baseline of every score.
-        encoder_layers: layers whose states are pooled for text -> vector; None takes a third, half, three quarters and
-            all of the depth.
+        encoder_layers: layers whose states are pooled for text -> vector; None takes six from the first to the last.
         encoder_hidden: width of the head's hidden layer.
         encoder_dropout: on the head's input and hidden layer.
     """
@@ -150,7 +149,7 @@ class TrainingConfig(Config):
     text_loss_weight: NotNegative = 1.0
     latent_loss_weight: NotNegative = 1.0
     train_batch_size: Count = 16
-    t2l_batch_size: Count | None = 64
+    t2l_batch_size: Count | None = 256
     gradient_accumulation_steps: Count = 1
     num_steps: Count = 600
     lr: Positive = 3e-3

@@ -112,5 +112,8 @@ class TextToLatent(nn.Module):
 
 
 def default_layers(num_layers: int) -> Sequence[int]:
-    """Layers whose states are pooled where none are named: a third, half, three quarters and all of the depth."""
-    return sorted({max(1, round(num_layers * share)) for share in (1 / 3, 8 / 15, 11 / 15, 1)})
+    """Layers whose states are pooled where none are named: from the first, which still tells the words, to the last.
+
+    On SmolLM2 the first two of these six lift ridge regression from 0.94 to 0.97 in R@1 (docs/experiments/bridge.md).
+    """
+    return sorted({max(1, round(num_layers * share)) for share in (1 / 30, 1 / 6, 1 / 3, 8 / 15, 11 / 15, 1)})
