@@ -62,6 +62,20 @@ def test_two_processes_make_the_steps_of_one_with_the_doubled_batch(settings: Se
         assert weights == pytest.approx(alone_weights, abs=1e-4, rel=1e-5)
 
 
+def test_joint_learns_each_direction_as_if_alone(settings: Settings, tmp_path: Path):
+    measures = {}
+    for task in TASKS:
+        training = make_training(settings(task=task), tmp_path)
+        measures[task] = [training.step(step, measures=True) for step in range(6)]
+    alone = {
+        "l2t": ("text_loss", "text_acc", "gradient_norm/prefix", "gradient_norm/backbone"),
+        "t2l": ("latent_loss",),
+    }
+    for task, names in alone.items():
+        for mine, theirs in zip(measures["joint"], measures[task], strict=True):
+            assert {name: mine[name] for name in names} == pytest.approx({name: theirs[name] for name in names})
+
+
 def test_accumulated_batches_make_the_steps_of_one_large_batch(settings: Settings, tmp_path: Path):
     parts = make_training(settings(task="l2t", train_batch_size=4, gradient_accumulation_steps=2), tmp_path)
     whole = make_training(settings(task="l2t", train_batch_size=8), tmp_path)
