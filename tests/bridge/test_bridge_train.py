@@ -68,7 +68,7 @@ def test_joint_learns_each_direction_as_if_alone(settings: Settings, tmp_path: P
         training = make_training(settings(task=task), tmp_path)
         measures[task] = [training.step(step, measures=True) for step in range(6)]
     alone = {
-        "l2t": ("text_loss", "text_acc", "gradient_norm/prefix", "gradient_norm/backbone"),
+        "l2t": ("text_loss", "text_acc", "gradient_norm/prefix", "gradient_norm/adapter"),
         "t2l": ("latent_loss",),
     }
     for task, names in alone.items():

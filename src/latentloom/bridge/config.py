@@ -137,7 +137,7 @@ class TrainingConfig(Config):
         lora_lr: of the adapter; None is lr.
         warmup_steps, schedule: the rate rises, then falls by half a cosine or stays.
         weight_decay: decoupled, of matrices alone.
-        max_grad_norm: each side's gradients are clipped to it.
+        max_grad_norm: each side's gradients are clipped to it; 0 leaves them.
         dtype: of the frozen weights and of autocast; trained parts stay in float32.
         cache_features: in `t2l` and `joint` with features that never change, pool them once.
         parallel: under torchrun, `ddp` replicates the model, `fsdp` shards it.

@@ -68,7 +68,7 @@ def pooled_features(bridge: LatentBridge, ids: Sequence[Sequence[int]], folder: 
     width = len(bridge.layers) * bridge.backbone.hidden_size
     with atomic_write(path) as temporary:
         values = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(ids), width))
-        with torch.no_grad():
+        with torch.no_grad(), bridge.computing():
             for rows in track(by_length(ids), "pooling texts"):
                 values[np.asarray(rows)] = bridge.pool([ids[row] for row in rows]).cpu().numpy()
         values.flush()
@@ -80,7 +80,9 @@ def features_are_fixed(bridge: LatentBridge) -> bool:
     """True where no step of a training changes what texts are pooled to."""
     config = bridge.config
     changes = config.lora.rank > 0 and config.lora.encode
-    return config.freeze_backbone and not config.unfreeze_layers and config.freeze_lm_head and not changes
+    ties = bridge.backbone.output_weight is bridge.backbone.embedding.weight
+    reads_trained = ties and not config.freeze_lm_head
+    return config.freeze_backbone and not config.unfreeze_layers and not reads_trained and not changes
 
 
 def _fingerprint(bridge: LatentBridge, ids: Sequence[Sequence[int]]) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from latentloom.bridge.config import BridgeConfig
+from latentloom.bridge.config import SMOLLM2, BridgeConfig
 from latentloom.runs import Config
 
 
@@ -25,13 +25,23 @@ def _idle(config: BridgeConfig) -> dict[str, set[str]]:
     decoding = {f"evaluation.{name}" for name in ("best_of", "temperature", "top_p", "max_new_tokens")}
     adapter = {f"model.lora.{name}" for name in ("alpha", "dropout", "targets", "encode")} | {"training.lora_lr"}
     both = {"training.text_loss_weight", "training.latent_loss_weight"}
+    embedded = model.pretrained_model_name_or_path == SMOLLM2
     cases = {
-        "training.task = 't2l'": (training.task == "t2l", prefix | decoding | both),
+        "training.task = 't2l'": (training.task == "t2l", prefix | decoding | both | {"evaluation.encoder"}),
         "training.task = 'l2t'": (
             training.task == "l2t",
             head | both | {"training.t2l_lr", "training.t2l_batch_size", "training.cache_features"},
         ),
         "model.lora.rank = 0": (not model.lora.rank, adapter),
+        "training.task = 't2l' and model.lora.encode = false": (
+            training.task == "t2l" and bool(model.lora.rank) and not model.lora.encode,
+            {"model.lora.rank"} | adapter - {"model.lora.encode"},
+        ),
+        "training.cache_features = false": (not training.cache_features, {"training.t2l_batch_size"}),
+        "model.pretrained_model_name_or_path = 'smollm2'": (
+            embedded,
+            {"model.revision", "model.pretrained_local_dir", "model.trust_remote_code"},
+        ),
         "data.val_json": (data.val_json is not None, {"data.held_out"}),
         "data.train_json": (data.train_json is not None, {"data.encoder", "data.text_field", "data.num_texts"}),
         "data.texts": (data.texts is not None, {"data.max_bad_share"} if data.val_json is None else set()),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from latentloom.bridge.backbone import Backbone
-from latentloom.bridge.config import ModelConfig
+from latentloom.bridge.config import ModelConfig, Task
 from latentloom.bridge.loss import linear_cross_entropy
 from latentloom.bridge.parts import LatentPrefix, Standardizer, TextToLatent, default_layers
+from latentloom.bridge.records import EncoderRecord
 from latentloom.bridge.trainable import adapter_disabled, prepare_backbone
-from latentloom.errors import ConfigError, PromptError, ShapeError
+from latentloom.errors import CheckpointError, ConfigError, PromptError, ShapeError
 from latentloom.tensors import SentenceVector
 
 #: Tokens of texts that are read at a time where no gradient is needed.
@@ -52,6 +54,8 @@ class LatentBridge(nn.Module):
 
     Attributes:
         dtype: of the frozen weights, and of what is computed with them.
+        task: the directions that it is trained in, "joint" until told otherwise.
+        vector_encoder: made the vectors that it is trained on; None where that is not known.
 
     Raises:
         ConfigError: layers that the backbone does not have, or an adapter that fits none of its layers.
@@ -62,6 +66,8 @@ class LatentBridge(nn.Module):
         self.backbone = backbone
         self.config = config
         self.latent_dim = latent_dim
+        self.task: Task = "joint"
+        self.vector_encoder: EncoderRecord | None = None
         self.layers = tuple(config.encoder_layers or default_layers(backbone.num_layers))
         if max(self.layers) > backbone.num_layers:
             raise ConfigError(
@@ -89,6 +95,10 @@ class LatentBridge(nn.Module):
     def num_before_text(self) -> int:
         """Embeddings before the first token of a text that is predicted: the sink, and the prefix."""
         return int(self.config.attention_sink) + self.config.num_prefix_tokens
+
+    def computing(self) -> AbstractContextManager:
+        """Frozen and trained weights compute in the frozen ones' dtype for as long, as in training."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def prefix(
         self, vectors: Float[Tensor, "B D"] | None, num: int | None = None, dropped: Bool[Tensor, "B"] | None = None
@@ -129,11 +139,12 @@ class LatentBridge(nn.Module):
 
         Args:
             vectors: one for each text; None predicts the texts without.
-            ids: each text's tokens, without special ones; the end token is added as the last target.
+            ids: each text's tokens, without special ones; the end token is added as the last target, unless the text
+                was cut.
             dropped: rows whose vector is left out.
         """
         before = self.prefix(vectors, len(ids), dropped)
-        targets, given = self._right_padded([[*row, self.backbone.end_id] for row in ids])
+        targets, given = self._right_padded([[*row, self.backbone.end_id][: self.num_targets(row)] for row in ids])
         embeddings = torch.cat([before, self.backbone.embedding(targets[:, :-1]).to(before.dtype)], dim=1)
         seen = torch.cat([given.new_ones(len(ids), before.shape[1]), given[:, 1:]], dim=1)
         with _attention(self.device, embeddings.shape[1]):
@@ -148,13 +159,18 @@ class LatentBridge(nn.Module):
         rows = torch.arange(len(ids), device=self.device)[:, None].expand_as(given)[given]
         return loss, correct, rows
 
+    def num_targets(self, row: Sequence[int]) -> int:
+        """Targets of a text: its tokens and its end, which one that fills `max_seq_len`, and may be cut, has not."""
+        return min(len(row) + 1, self.config.max_seq_len)
+
     @torch.no_grad()
     def text_losses(self, vectors: Float[Tensor, "B D"] | None, ids: Sequence[Sequence[int]]) -> TextLosses:
         """How well each text is predicted from its vector; see `token_losses`. Texts of similar length go together."""
         totals, corrects, counts = (torch.zeros(len(ids), dtype=torch.float64) for _ in range(3))
         for rows in by_length(ids, BATCH_TOKENS // 4):
             some = None if vectors is None else vectors[torch.tensor(rows, device=vectors.device)]
-            loss, correct, owner = self.token_losses(some, [ids[row] for row in rows])
+            with self.computing():
+                loss, correct, owner = self.token_losses(some, [ids[row] for row in rows])
             places = torch.tensor(rows)[owner.cpu()]
             totals.index_add_(0, places, loss.double().cpu())
             corrects.index_add_(0, places, correct.double().cpu())
@@ -189,7 +205,8 @@ class LatentBridge(nn.Module):
         """As `pool`, of any number of texts, in batches of similar length and without a gradient."""
         features = torch.zeros(len(ids), len(self.layers) * self.backbone.hidden_size, device=self.device)
         for rows in by_length(ids, batch_tokens):
-            features[torch.tensor(rows, device=self.device)] = self.pool([ids[row] for row in rows])
+            with self.computing():
+                features[torch.tensor(rows, device=self.device)] = self.pool([ids[row] for row in rows])
         return features
 
     @torch.no_grad()
@@ -202,8 +219,23 @@ class LatentBridge(nn.Module):
 
         Raises:
             PromptError: no text, or an empty one.
+            CheckpointError: it was trained for the other direction alone.
         """
+        self.require_direction("t2l")
         return SentenceVector(self.predict(self.pool_all(self.tokenize(texts), batch_tokens)))
+
+    def require_direction(self, direction: Literal["t2l", "l2t"]) -> None:
+        """Return if it was trained in a direction; the other one's weights are random.
+
+        Raises:
+            CheckpointError: it was not.
+        """
+        if self.task not in (direction, "joint"):
+            wanted = {"t2l": "makes no vectors of texts", "l2t": "makes no texts of vectors"}[direction]
+            raise CheckpointError(
+                f"this bridge was trained with task = {self.task!r} and {wanted}; give one that was trained with "
+                f"task = {direction!r} or 'joint'"
+            )
 
     def predict(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
         """Vectors of texts whose pooled features these are."""

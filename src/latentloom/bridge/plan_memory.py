@@ -8,7 +8,7 @@ from torch import nn
 from latentloom.bridge.backbone import Backbone
 from latentloom.bridge.checkpoint import DTYPES
 from latentloom.bridge.config import BridgeConfig, LoraConfig
-from latentloom.bridge.loss import CHUNK_VALUES
+from latentloom.bridge.loss import CUDA_CHUNK_VALUES
 
 FLOAT32 = 4
 
@@ -163,7 +163,7 @@ def _logits(backbone: Backbone, config: BridgeConfig) -> int:
     if config.training.task == "t2l":
         return 0
     itemsize, weight = _itemsize(config), backbone.output_weight
-    chunk = (itemsize + 2 * FLOAT32) * CHUNK_VALUES
+    chunk = (itemsize + 2 * FLOAT32) * CUDA_CHUNK_VALUES
     if not weight.requires_grad:
         return chunk
     return chunk + weight.numel() * (FLOAT32 + (itemsize if itemsize < FLOAT32 else 0))

@@ -1,14 +1,18 @@
 """Where a training's measures go beside its curve: TensorBoard, and Weights & Biases when asked for."""
 
+import os
+import secrets
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from latentloom.bridge.config import BridgeConfig
 from latentloom.errors import ConfigError
 from latentloom.runs import RunFolder
+from latentloom.storage import write_text
 
 
 class Tracker:
@@ -41,8 +45,8 @@ class Tracker:
             wandb = import_module("wandb")  # optional
             name = self.config.logging.run_name
             settings = self.config.model_dump(mode="json")
-            # the id lets a run that goes on continue its own curves; WANDB_RUN_ID and the others still win
-            self._wandb = wandb.init(name=name, config=settings, dir=str(self.run.path), resume="allow")
+            about = {"name": name, "config": settings, "dir": str(self.run.path), "resume": "allow"}
+            self._wandb = wandb.init(id=os.environ.get("WANDB_RUN_ID") or _run_id(self.run.path), **about)
         return self
 
     def __exit__(
@@ -50,6 +54,14 @@ class Tracker:
     ) -> None:
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if kind is None else 1)
+
+
+def _run_id(folder: Path) -> str:
+    """What this run is called by Weights & Biases: one that goes on continues its own curves."""
+    path = folder / "wandb_id.txt"
+    if not path.exists():
+        write_text(path, secrets.token_hex(4) + "\n")
+    return path.read_text().strip()
 
 
 def require_wandb(config: BridgeConfig) -> None:

@@ -32,10 +32,11 @@ def prepare_backbone(backbone: Backbone, config: ModelConfig) -> None:
 
 @contextmanager
 def adapter_disabled(network: nn.Module) -> Iterator[None]:
-    """The network without its adapter's updates, for as long."""
+    """The network without its adapter's updates, for as long; what is trained of it stays what it was."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+    trained = [(weight, weight.requires_grad) for layer in layers for weight in layer.parameters()]
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -43,6 +44,8 @@ def adapter_disabled(network: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+        for weight, was_trained in trained:  # peft frees every adapter that it enables
+            weight.requires_grad_(was_trained)
 
 
 def _freed(backbone: Backbone, config: ModelConfig) -> list[nn.Module]:

@@ -1,5 +1,6 @@
 """`latentloom bridge train`: the parts between sentence vectors and a language model, as settings say."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -42,8 +43,9 @@ def command(
     settings = bridge_settings(config_name, config, overrides)
     from latentloom.bridge.idle_settings import idle_settings
 
-    for line in idle_settings(settings):
-        typer.echo(line)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first one speaks
+        for line in idle_settings(settings):
+            typer.echo(line)
     if dry_run:
         print_plan(settings, gpu_memory, processes, json_file)
         return
