@@ -36,6 +36,10 @@ add_setting training.task "${TASK:-}"
 add_setting training.train_batch_size "${TRAIN_BATCH_SIZE:-}"
 add_setting training.num_steps "${NUM_STEPS:-}"
 add_setting training.lr "${LR:-}"
+# A run's folder takes one training: the stages of the document, which name no run, each get a folder of their own.
+if [[ -z "${RUN_NAME:-}" && -n "${TASK:-}${NUM_STEPS:-}" ]]; then
+  RUN_NAME="wedlm-8b-ar-latent-bridge${TASK:+-$TASK}${NUM_STEPS:+-$NUM_STEPS}"
+fi
 add_setting logging.run_name "${RUN_NAME:-}"
 add_setting logging.save_dir "${SAVE_DIR:-}"
 wandb_variables=("${!WANDB_@}")

@@ -170,3 +170,14 @@ def test_the_script_finds_the_environment_of_its_checkout(tmp_path: Path) -> Non
     )
     assert done.returncode == 2
     assert "nope" in done.stderr
+
+
+def test_stages_that_name_no_run_get_folders_of_their_own(run) -> None:
+    def name(**variables: str) -> list[str]:
+        _, (_, trained, _) = run(**variables)
+        return [setting.partition("=")[2] for setting in trained if setting.startswith("logging.run_name=")]
+
+    assert name() == []  # the recipe's name
+    assert name(TASK="t2l", NUM_STEPS="1") == ["wedlm-8b-ar-latent-bridge-t2l-1"]
+    assert name(TASK="t2l", NUM_STEPS="20000") == ["wedlm-8b-ar-latent-bridge-t2l-20000"]
+    assert name(TASK="joint", RUN_NAME="mine") == ["mine"]

