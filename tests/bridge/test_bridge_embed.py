@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from tiny_sentence_encoder import DIM, write_tiny_sentence_encoder
 
+from latentloom.bridge.config import BridgeConfig
 from latentloom.bridge.embed import embed_texts, texts_of, write_embedded
 from latentloom.bridge.pairs import read_pairs
+from latentloom.bridge.run_data import run_encoder_name, run_pairs
 from latentloom.bridge.sentence_encoders import SentenceEncoder, load_sentence_encoder
 from latentloom.errors import ConfigError, FileError
 
@@ -35,6 +37,20 @@ def test_a_set_that_is_written_reads_back_bit_for_bit(tmp_path, encoder, format_
     assert (about["encoder"], about["fingerprint"]) == ("tiny", encoder.fingerprint)
     shards = {"safetensors": 3, "webdataset": 3}.get(format_name, 0)
     assert len([*(tmp_path / "set").glob("pairs-*.tar"), *(tmp_path / "set").glob("pairs-*.safetensors")]) == shards
+
+
+def test_a_run_on_a_set_knows_the_encoder_that_made_it(tmp_path, encoder):
+    write_embedded(tmp_path / "set", TEXTS, encoder, format_name="webdataset", rows_per_shard=20)
+    for source in ("set", "set/pairs-{00000..00001}.tar"):
+        data = {"data_root": tmp_path, "train_json": source, "held_out": 3}
+        config = BridgeConfig.model_validate({"data": data, "logging": {"save_dir": tmp_path / "runs"}})
+        assert run_pairs(config).encoder == encoder.record
+        assert run_encoder_name(config) == encoder.source
+    about = tmp_path / "set" / "encoder.json"
+    stated = json.loads(about.read_text())
+    for changed in ({**stated, "source": "/nowhere/tiny"}, {"encoder": "tiny", "fingerprint": "0"}, ["tiny"]):
+        about.write_text(json.dumps(changed))
+        assert run_encoder_name(config) is None
 
 
 def test_a_set_is_there_whole_or_not_at_all(tmp_path, encoder, monkeypatch):

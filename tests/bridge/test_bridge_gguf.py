@@ -107,6 +107,16 @@ def test_what_a_killed_conversion_left_is_not_taken_and_is_removed(tiny_gguf: Pa
     assert (converted_gguf(tiny_gguf) / MARKER).is_file()
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_file_that_was_deleted_from_the_cache_is_made_again(tiny_gguf: Path, name: str) -> None:
+    file = converted_gguf(tiny_gguf) / name
+    size = file.stat().st_size
+    file.unlink()
+    assert not is_converted(tiny_gguf)
+    assert converted_gguf(tiny_gguf) == file.parent
+    assert file.stat().st_size == size
+
+
 def test_damaged_files_are_one_line(tiny_gguf: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.gguf"
     short.write_bytes(tiny_gguf.read_bytes()[:-1000])

@@ -75,7 +75,9 @@ def decode(
     Raises:
         ShapeError: vectors of another width, or not one prompt for each.
         ConfigError: sampling without a generator.
+        CheckpointError: the bridge was trained for the other direction alone.
     """
+    bridge.require_direction("l2t")
     if config.mode == "sample" and generator is None:
         raise ConfigError("mode = sample draws tokens; give a generator")
     num = 1 if vectors is None else len(vectors)

@@ -12,6 +12,7 @@ import torch
 from latentloom.bridge.pair_cache import keep_vectors, pairs_fingerprint
 from latentloom.bridge.pair_writers import Format, Pair, write_pairs
 from latentloom.bridge.pairs import PairSet
+from latentloom.bridge.records import ENCODER_FILE
 from latentloom.bridge.sentence_encoders import Role, SentenceEncoder
 from latentloom.errors import ConfigError, FileError
 from latentloom.runs import track
@@ -23,7 +24,6 @@ logger = logging.getLogger(__name__)
 #: Texts encoded at a time where a set is made: enough to find partners of the same length, few in memory.
 TEXTS_AT_ONCE = 1024
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
-ABOUT = "encoder.json"
 
 
 def texts_of(path: Path | str, field: str = "text", num: int | None = None, seed: int = 0) -> list[str]:
@@ -116,8 +116,8 @@ def write_embedded(
         raise ConfigError(f"{len(texts)} texts in shards of {rows_per_shard}; give 1 or more of each")
     with replace_folder(folder) as temporary:
         write_pairs(format_name, temporary, _embedded(texts, encoder, role), rows_per_shard)
-        about = {"encoder": encoder.name, "fingerprint": encoder.fingerprint, "role": role}
-        write_json(temporary / ABOUT, {**about, "dim": encoder.dim, "num_pairs": len(texts)})
+        about = {"encoder": encoder.name, "fingerprint": encoder.fingerprint, "source": encoder.source, "role": role}
+        write_json(temporary / ENCODER_FILE, {**about, "dim": encoder.dim, "num_pairs": len(texts)})
 
 
 def _embedded(texts: Sequence[str], encoder: SentenceEncoder, role: Role) -> Iterator[Pair]:

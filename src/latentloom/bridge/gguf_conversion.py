@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from latentloom.bridge.weight_files import MARKER, WEIGHTS, read_marker, write_marker
+from latentloom.bridge.weight_files import WEIGHTS, read_marker, write_marker
 from latentloom.errors import ConfigError, CorruptFileError, FileError
 from latentloom.storage import replace_folder
 
@@ -34,7 +34,7 @@ def converted_gguf(file: Path) -> Path:
         CorruptFileError: the file is no GGUF, is cut short or holds a model that transformers does not know.
     """
     folder = cache_folder() / "gguf" / f"{_sampled_digest(file)}-{_FORM}"
-    if (folder / MARKER).is_file():
+    if _is_whole(folder):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def converted_gguf(file: Path) -> Path:
             f"cannot write {folder.parent}: {error.strerror}; set LATENTLOOM_CACHE to a folder that can be written to"
         ) from error
     with FileLock(folder.parent / f"{folder.name}.lock"):
-        if not (folder / MARKER).is_file():
+        if not _is_whole(folder):
             for left_over in folder.parent.glob(f".{folder.name}.*"):  # of a conversion that was killed
                 shutil.rmtree(left_over, ignore_errors=True)
             _log.info("rewriting %s as safetensors in %s", file, folder)
@@ -54,8 +54,7 @@ def converted_gguf(file: Path) -> Path:
 
 def is_converted(file: Path) -> bool:
     """Whether `converted_gguf` has its folder already, and whole."""
-    folder = cache_folder() / "gguf" / f"{_sampled_digest(file)}-{_FORM}"
-    return folder.is_dir() and read_marker(folder) is not None
+    return _is_whole(cache_folder() / "gguf" / f"{_sampled_digest(file)}-{_FORM}")
 
 
 def cache_folder() -> Path:
@@ -65,6 +64,14 @@ def cache_folder() -> Path:
         return Path(given).expanduser()
     user_cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(user_cache) if user_cache else Path.home() / ".cache") / "latentloom"
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file is there as it was written; what is not is made again, not mended by hand."""
+    try:
+        return read_marker(folder) is not None
+    except FileError:
+        return False
 
 
 def _convert(file: Path, folder: Path) -> None:
@@ -108,7 +115,7 @@ def _require_gguf(file: Path) -> None:
     if not _has_gguf_start(file):
         raise CorruptFileError(f"{file} is no GGUF file; give one, or the folder of a model")
     if find_spec("gguf") is None:
-        raise ConfigError(f"reading {file} needs the package gguf; install it with `make setup`")
+        raise ConfigError(f"reading {file} needs the package gguf; run pip install gguf")
 
 
 def _has_gguf_start(file: Path) -> bool:

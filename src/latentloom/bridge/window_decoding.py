@@ -90,7 +90,9 @@ def decode_in_windows(
     Raises:
         ConfigError: a backbone without a mask token, or sampling without a generator.
         ShapeError: vectors of another width, or not one prompt for each.
+        CheckpointError: the bridge was trained for the other direction alone.
     """
+    bridge.require_direction("l2t")
     if config.mode == "sample" and generator is None:
         raise ConfigError("mode = sample draws tokens; give a generator")
     mask = mask_id(bridge.backbone, config.mask_token)
