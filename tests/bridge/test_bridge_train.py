@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_bridge import losses, make_training, read_found
 from pydantic import ValidationError
+from tiny_bridge import losses, make_training, read_found
 
 from latentloom.bridge.config import BridgeConfig
 from latentloom.errors import CheckpointError, ConfigError

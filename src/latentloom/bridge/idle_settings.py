@@ -7,14 +7,12 @@ from latentloom.runs import Config
 
 
 def idle_settings(config: BridgeConfig) -> list[str]:
-    """A line for each setting that was given and has no effect beside the others."""
-    given = set(_given(config))
-    return [
-        f"{name} has no effect with {cause}"
-        for cause, names in _idle(config).items()
-        for name in sorted(given)
-        if name in names
-    ]
+    """A line for each setting that was given and has no effect beside the others, with the first cause of it."""
+    causes: dict[str, str] = {}
+    for cause, names in _idle(config).items():
+        for name in sorted(names.intersection(_given(config))):
+            causes.setdefault(name, cause)
+    return [f"{name} has no effect with {cause}" for name, cause in causes.items()]
 
 
 def _idle(config: BridgeConfig) -> dict[str, set[str]]:
@@ -38,6 +36,10 @@ def _idle(config: BridgeConfig) -> dict[str, set[str]]:
             {"model.lora.rank"} | adapter - {"model.lora.encode"},
         ),
         "training.cache_features = false": (not training.cache_features, {"training.t2l_batch_size"}),
+        "features that training changes": (
+            not model.freeze_backbone or model.unfreeze_layers > 0 or (model.lora.rank > 0 and model.lora.encode),
+            {"training.t2l_batch_size", "training.cache_features"},
+        ),
         "model.pretrained_model_name_or_path = 'smollm2'": (
             embedded,
             {"model.revision", "model.pretrained_local_dir", "model.trust_remote_code"},
