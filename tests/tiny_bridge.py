@@ -9,11 +9,13 @@ import numpy as np
 import torch
 
 from latentloom.bridge.backbone import load_backbone
+from latentloom.bridge.checkpoint import DTYPES
 from latentloom.bridge.config import BridgeConfig
 from latentloom.bridge.features import pooled_features
 from latentloom.bridge.model import LatentBridge
 from latentloom.bridge.pairs import PairSet
-from latentloom.bridge.train import BridgeTraining
+from latentloom.bridge.sharding import shard_bridge
+from latentloom.bridge.train import BridgeTraining, freeze_unused
 from latentloom.storage import write_json
 
 CPU = torch.device("cpu")
@@ -50,10 +52,13 @@ def some_pairs(num: int, dim: int, seed: int = 0) -> PairSet:
 def make_training(settings: Mapping[str, Any], folder: Path) -> BridgeTraining:
     """A training that is the same whenever and wherever it is made."""
     config = BridgeConfig.model_validate(settings)
-    backbone = load_backbone(config.model, device=CPU, dtype=torch.float32)
+    backbone = load_backbone(config.model, device=CPU, dtype=DTYPES[config.training.dtype])
     torch.manual_seed(config.training.seed)
     pairs = some_pairs(50, 12)
     bridge = LatentBridge(backbone, config.model, pairs.dim)
+    if config.training.parallel == "fsdp":
+        freeze_unused(bridge, config)
+        shard_bridge(bridge, CPU)
     ids = bridge.tokenize(pairs.texts)
     vectors = pairs.load(range(len(pairs)))[1]
     bridge.standardizer.fit(vectors.mean(0), vectors.std(0))

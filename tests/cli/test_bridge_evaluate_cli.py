@@ -1,16 +1,18 @@
 """`latentloom bridge evaluate`: a run's own held-out pairs, others, and mistakes in one line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from bridge_scenes import scene_encoder, train_scene_bridge
+from safetensors.torch import load_file, save_file
 from tiny_backbones import write_tiny_backbone
 
 from latentloom.bridge.backbone import load_backbone
-from latentloom.bridge.checkpoint import export_bridge
+from latentloom.bridge.checkpoint import export_bridge, read_export_record
 from latentloom.bridge.config import BridgeConfig, ModelConfig
 from latentloom.bridge.run_data import run_pairs
 from latentloom.cli.main import run
@@ -132,6 +134,51 @@ def test_mistakes_take_one_line(trained, tmp_path, capsys):
     line = said("--bridge", trained, "--data", narrow)
     assert "5" in line
     assert "24" in line
+
+
+def test_a_run_is_scored_from_another_folder_than_it_was_trained_in(trained, tmp_path, monkeypatch, capsys):
+    root, moved = tmp_path / "root", tmp_path / "backbone"
+    shutil.copytree(trained.parents[1], root)
+    folder = root / "runs" / "tiny"
+    settings = load_config(BridgeConfig, folder / "config.toml").model_dump(mode="json")
+    settings["data"] |= {"data_root": ".", "train_json": "pairs.json"}
+    settings["logging"]["save_dir"] = "runs"
+    (folder / "config.toml").write_text(to_toml(BridgeConfig.model_validate(settings)))
+    (root / "backbone").rename(moved)
+    rename_backbone(folder / "checkpoint_step_1.safetensors", str(root / "backbone"))
+    monkeypatch.chdir(root)
+    assert evaluate("--bridge", folder, "--best-of", 1, "--local-dir", moved) == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    capsys.readouterr()
+    assert evaluate("--bridge", folder, "--best-of", 1) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{elsewhere / 'pairs.json'} does not exist" in line
+    assert "run this where it was trained, or give --data or --texts" in line
+    pairs = root / "pairs.json"
+    assert evaluate("--bridge", folder, "--data", pairs, "--best-of", 1, "--local-dir", moved) == 0
+    assert list(elsewhere.iterdir()) == []
+
+
+def rename_backbone(export: Path, name: str) -> None:
+    """Let an export say that its backbone lies elsewhere."""
+    about = read_export_record(export)
+    model = about.model.model_copy(update={"pretrained_model_name_or_path": name})
+    stated = about.model_copy(update={"model": model}).model_dump_json()
+    save_file(load_file(export), export, metadata={"latentloom": stated})
+
+
+def test_an_export_that_does_not_say_how_it_was_trained_is_scored_both_ways(trained, tmp_path, capsys):
+    alone = tmp_path / "bridge.safetensors"
+    export = trained / "checkpoint_step_1.safetensors"
+    about = read_export_record(export).model_dump(mode="json")
+    save_file(load_file(export), alone, metadata={"latentloom": json.dumps({**about, "training": {}})})
+    pairs = trained.parents[1] / "pairs.json"
+    assert evaluate("--bridge", alone, "--data", pairs, "--num-pairs", 2, "--best-of", 1, "--json", "-") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["texts"]
+    assert found["vectors"]
 
 
 def run_texts(folder: Path) -> list[str]:

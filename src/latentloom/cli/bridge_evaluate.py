@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from latentloom.bridge.offline import offline_environment
+from latentloom.cli.bridge_use import LocalDirOption
 from latentloom.cli.model import DeviceOption
 from latentloom.cli.options import JsonOption, emit_json
 from latentloom.cli.stopwatch import Stopwatch
@@ -44,6 +46,7 @@ def command(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the draws and intervals.")] = 0,
     device: DeviceOption = None,
+    local_dir: LocalDirOption = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", file_okay=False, help="Folder of metrics.json and report.html (RUN/evaluation)."),
@@ -54,16 +57,16 @@ def command(
 
     Every figure has a 95 % interval over the texts.
     """
+    offline_environment()
     if data is not None and texts is not None:
         raise ConfigError("--data and --texts are both given; give the pairs or the texts")
-    from latentloom.bridge.offline import offline_environment
-
-    offline_environment()
     clock = Stopwatch()
     with clock.time("evaluate"):
         from latentloom.bridge.evaluate_saved import EvaluationRequest, evaluate_saved
 
-        found = evaluate_saved(EvaluationRequest(bridge, data, texts, encoder, num_pairs, best_of, seed, device, out))
+        found = evaluate_saved(
+            EvaluationRequest(bridge, data, texts, encoder, num_pairs, best_of, seed, device, out, local_dir)
+        )
     print_scores(found.scores)
     typer.echo(f"report: {found.folder / 'report.html'}")
     facts = {**found.facts, "out_dir": str(found.folder), "seconds": clock.seconds}

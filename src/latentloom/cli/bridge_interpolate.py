@@ -7,7 +7,6 @@ import typer
 
 from latentloom.bridge.offline import offline_environment
 from latentloom.cli.bridge_use import (
-    DEFAULT_ENCODER,
     BackboneDtypeOption,
     BridgeOption,
     EncoderOption,
@@ -17,6 +16,7 @@ from latentloom.cli.bridge_use import (
     TemperatureOption,
     TopPOption,
     embed_texts,
+    load_vector_encoder,
     print_texts,
     require_width,
 )
@@ -72,6 +72,7 @@ def command(
         from latentloom.bridge.interpolate import interpolate_texts
 
         model = load_bridge(bridge, device=device, dtype=dtype, local_dir=local_dir)
+        model.require_direction("l2t")
         ends = _ends(model, texts, vectors, encoder, device)
     settings = {"mode": mode, "max_new_tokens": max_new_tokens}
     settings |= {name: value for name, value in (("temperature", temperature), ("top_p", top_p)) if value is not None}
@@ -114,11 +115,10 @@ def _ends(
     bridge: "LatentBridge", texts: list[str] | None, vectors: Path | None, encoder: str | None, device: str | None
 ) -> "SentenceVector":
     """The two vectors to go between."""
-    from latentloom.bridge.sentence_encoders import load_sentence_encoder
     from latentloom.bridge.vector_files import read_vectors
 
     if texts is not None:
-        return embed_texts(load_sentence_encoder(encoder or DEFAULT_ENCODER, device), texts, bridge)
+        return embed_texts(load_vector_encoder(bridge, encoder, device), texts, bridge)
     if vectors is None:
         raise ConfigError("give texts, or a file of two vectors")
     ends, _ = read_vectors(vectors)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from latentloom.errors import ShapeError
+from latentloom.errors import ConfigError, ShapeError
 
 if TYPE_CHECKING:
     from latentloom.bridge.model import LatentBridge
@@ -30,7 +30,8 @@ EncoderOption = Annotated[
     typer.Option(
         "--encoder",
         metavar="NAME",
-        help="Makes vectors of texts: minilm, or the folder of a sentence-transformers model.",
+        help="Makes vectors of texts: minilm, or the folder of a sentence-transformers model; the one that made the "
+        "training vectors by default.",
     ),
 ]
 NewTokensOption = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest text, in tokens.")]
@@ -42,6 +43,38 @@ TemperatureOption = Annotated[
     float | None, typer.Option("--temperature", min=0.01, help="Of drawn tokens; lower is safer (0.7).")
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Of drawn tokens (0).")]
+
+
+def load_vector_encoder(bridge: "LatentBridge", name: str | None, device: str | None) -> "SentenceEncoder":
+    """The encoder asked for, or else the one that made the bridge's training vectors; a line warns of another one.
+
+    Raises:
+        ConfigError: it was not asked for, and is not on this machine.
+        FileError: the one that was asked for is not.
+    """
+    from latentloom.bridge.sentence_encoders import is_encoder_here, load_sentence_encoder
+
+    stated = bridge.vector_encoder
+    if name is None and stated is None:
+        typer.echo(f"this bridge does not say which encoder made its vectors; {DEFAULT_ENCODER} is taken", err=True)
+        name = DEFAULT_ENCODER
+    if name is None and stated is not None:
+        name = stated.source
+        if name is None or not is_encoder_here(name):
+            place = "here" if name is None else f"at {name}"
+            raise ConfigError(
+                f"the vectors of this bridge were made by {stated.name}, which is not {place}; give its folder as "
+                "--encoder"
+            )
+    encoder = load_sentence_encoder(name or DEFAULT_ENCODER, device)
+    is_other = stated is not None and stated.fingerprint not in (None, encoder.fingerprint)
+    if stated is not None and is_other and encoder.dim == bridge.latent_dim:  # another width is refused
+        typer.echo(
+            f"warning: this bridge was trained on vectors of {stated.name} {stated.fingerprint}, and {encoder.name} "
+            f"{encoder.fingerprint} is another encoder, whose vectors mean something else to it",
+            err=True,
+        )
+    return encoder
 
 
 def embed_texts(encoder: "SentenceEncoder", texts: Sequence[str], bridge: "LatentBridge") -> "SentenceVector":
