@@ -1,11 +1,13 @@
 """What a training trains and the memory it takes, before any weight is loaded."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from latentloom.bridge.backbone import Backbone, load_model_config
 from latentloom.bridge.checkpoint import DTYPES
@@ -141,8 +143,8 @@ def _meta_backbone(config: BridgeConfig) -> tuple[Backbone, str]:
         model = AutoModelForCausalLM.from_config(
             shape, dtype=DTYPES[config.training.dtype], trust_remote_code=config.model.trust_remote_code
         )
-    nothing_to_tokenize = cast("PreTrainedTokenizerBase", None)
-    return Backbone(model.eval().requires_grad_(False), nothing_to_tokenize, name, ""), source
+    no_words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE()))  # a plan reads no text
+    return Backbone(model.eval().requires_grad_(False), no_words, name, ""), source
 
 
 def _meta_parts(backbone: Backbone, config: BridgeConfig) -> dict[str, nn.Module]:
@@ -158,7 +160,9 @@ def _meta_parts(backbone: Backbone, config: BridgeConfig) -> dict[str, nn.Module
     prefix.requires_grad_(task != "t2l")
     head.requires_grad_(task != "l2t")
     if task == "t2l" and model.lora.rank and not model.lora.encode:
-        backbone.model.requires_grad_(False)
+        for name, weight in backbone.model.named_parameters():
+            if "lora_" in name:
+                weight.requires_grad_(False)
     return {"prefix": prefix, "head": head}
 
 

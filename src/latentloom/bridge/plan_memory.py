@@ -94,25 +94,27 @@ def fsdp_memory(
     )
 
 
-def layer_bytes(config: Any, itemsize: int, *, trained: bool, lora: LoraConfig | None) -> int:
+def layer_bytes(config: Any, itemsize: int, length: int, *, trained: bool, lora: LoraConfig | None) -> int:
     """Bytes per position that a decoder layer keeps for its backward pass.
 
-    With H channels, A query heads of d channels, I intermediate channels and s bytes a value:
+    With H channels, A query heads of d channels, I intermediate channels, L positions of a text and s bytes a value:
 
         8 H + 8 + 4 (A + K) (d + 1), the last where queries and keys are normed: inputs of norms, in float32
+        s L: the mask of a padded batch, which attention makes anew from the common one
         4 s A d + 4 A: queries, keys and values (repeated for all heads, as in padded batches), output, normaliser
         3 s I: both branches of the gated layer and the activated one
         trained: s (2 H + I), and 5 s H below float32, where each product casts its own input, else 2 s H; and
             s (A + K) d, where queries and keys are normed
         adapter of rank r: s (input + r) for each target; in float32 targets of one input share it
 
-    Kept tensors of small Llama and Qwen3 layers on a CPU, counted with saved_tensors_hooks, are between 0 % and 9 %
-    fewer with padding, and up to 15 % fewer without (keys and values are then not repeated): see
-    tests/bridge/test_bridge_plan.py. Fused attention of a GPU keeps the same tensors.
+    Small Llama and Qwen3 layers on a CPU keep exactly this of a padded batch (saved_tensors_hooks, the casts of weights
+    aside), and 7 to 15 % less of one without padding, whose keys and values are not repeated and which has no mask: see
+    tests/bridge/test_bridge_plan.py. What a GPU keeps was not measured.
 
     Args:
         config: the backbone's.
         itemsize: bytes of the computing dtype.
+        length: positions of a text.
         trained: whether the layer's own weights are.
         lora: the adapter, where one is trained.
     """
@@ -120,7 +122,7 @@ def layer_bytes(config: Any, itemsize: int, *, trained: bool, lora: LoraConfig |
     kv_heads = config.num_key_value_heads
     channels = getattr(config, "head_dim", None) or width // heads
     normed = (heads + kv_heads) if config.model_type == "qwen3" else 0
-    total = 8 * width + 8 + FLOAT32 * normed * (channels + 1)
+    total = 8 * width + 8 + FLOAT32 * normed * (channels + 1) + itemsize * length
     total += 4 * itemsize * heads * channels + FLOAT32 * heads + 3 * itemsize * inner
     if trained:
         total += itemsize * (2 * width + inner + normed * channels)
@@ -145,7 +147,8 @@ def _activations(backbone: Backbone, config: BridgeConfig, tokens: int) -> int:
     adapter = model.lora if model.lora.rank else None
 
     def of_pass(first: int, lora: LoraConfig | None) -> int:
-        kept = [layer_bytes(shape, itemsize, trained=_trains_own(layer), lora=lora) for layer in layers[first:]]
+        length = tokens // config.training.train_batch_size
+        kept = [layer_bytes(shape, itemsize, length, trained=_trains_own(layer), lora=lora) for layer in layers[first:]]
         ends = (2 * itemsize + FLOAT32) * shape.hidden_size  # embeddings, last states, the last norm's input
         return tokens * (sum(kept) + (max(kept) if kept else 0) + ends)
 
