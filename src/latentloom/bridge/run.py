@@ -26,9 +26,10 @@ from latentloom.bridge.sentence_encoders import load_sentence_encoder
 from latentloom.bridge.sharding import is_sharded, require_shardable, shard_bridge
 from latentloom.bridge.tracking import Tracker
 from latentloom.bridge.train import CURVE_NAME, STATE_NAME, BridgeTraining, freeze_unused
+from latentloom.errors import ConfigError
 from latentloom.runs import RunFolder, process_rank, track
 from latentloom.runs.claims import claim_folder, samples_digest
-from latentloom.runs.process_group import joined_processes, num_processes, wait_for_all
+from latentloom.runs.process_group import gathered, joined_processes, num_processes, wait_for_all
 from latentloom.storage import write_json
 from latentloom.storage.atomic import disk_failures_said
 from latentloom.training import Curve
@@ -124,7 +125,12 @@ def _train(training: BridgeTraining, folder: Path, config: BridgeConfig, tracker
     """Make the steps that are left; gives their number. The first process alone writes what all of them give."""
     state, settings, num_steps = folder / STATE_NAME, config.logging, config.training.num_steps
     first = training.load(state) if state.exists() else 0
-    wait_for_all()  # else the first process would replace the state before a slower one has read it
+    # no process goes on before all have read the state, which the first one replaces
+    found = gathered(torch.tensor([first], device=training.bridge.device)).tolist()
+    if len(set(found)) > 1:
+        raise ConfigError(
+            f"the processes find {folder} after {found} steps; logging.save_dir must be a folder that all of them share"
+        )
     curve = Curve(folder / CURVE_NAME, first) if tracker is not None else None
     for step in track(range(first, num_steps), f"training {config.training.task}"):
         started, ends = time.monotonic(), step + 1 == num_steps

@@ -207,7 +207,8 @@ class BridgeTraining:
 
     def _parts(self) -> dict[str, Stateful]:
         if self.is_sharded:
-            return {"bridge": WholeWeights(self.bridge), "optimizer0": WholeOptimizer(self.optimizer)}
+            whole = {"bridge": WholeWeights(self.bridge), "optimizer0": WholeOptimizer(self.optimizer)}
+            return {**whole, "scaler": _ScalerState(self.scaler)}
         return {"bridge": TrainedWeights(self.bridge), "scaler": _ScalerState(self.scaler)}
 
     def _whole_optimizers(self) -> list[Optimizer]:
