@@ -23,8 +23,11 @@ from latentloom.runs.estimates import Estimate
 from latentloom.tensors import SentenceVector
 
 DEFAULTS = EvaluationConfig()
-#: Held-out texts decoded at a time, between two steps of the progress bar.
-TEXTS_AT_ONCE = 16
+#: Held-out texts decoded at a time, between two steps of the progress bar: 64 texts take a token four times as fast as
+#: 8 do, on a CPU too.
+TEXTS_AT_ONCE = 64
+#: Texts drawn at a time.
+DRAWN_AT_ONCE = 256
 NUM_SAMPLES_KEPT = 50
 #: Training vectors looked at at a time.
 ROWS_AT_ONCE = 16_384
@@ -167,6 +170,7 @@ def _decoding(config: EvaluationConfig) -> tuple[DecodingConfig, DecodingConfig]
     """How greedy texts are made, and those that the best is chosen of."""
     sampled = DecodingConfig(
         mode="sample",
+        batch_size=DRAWN_AT_ONCE,
         num_samples=config.best_of,
         temperature=config.temperature,
         top_p=config.top_p,
