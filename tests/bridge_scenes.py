@@ -1,11 +1,13 @@
 """A tiny bridge that has learned which words a vector stands for, with pairs of such texts, for tests of its scores."""
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
 
 from latentloom.bridge.backbone import Backbone
 from latentloom.bridge.config import LoraConfig, ModelConfig
@@ -21,7 +23,8 @@ THINGS = ("cat", "house", "tree", "boat", "stone", "bird")
 def scene_encoder(backbone: Backbone, dim: int = DIM) -> SentenceEncoder:
     """An encoder whose vector of a text is the mean of random vectors of its tokens."""
     torch.manual_seed(dim)
-    module = StaticEmbedding(backbone.tokenizer._tokenizer, embedding_dim=dim)
+    tokenizer = Tokenizer.from_file(str(Path(backbone.tokenizer.name_or_path) / "tokenizer.json"))
+    module = StaticEmbedding(tokenizer, embedding_dim=dim)
     return SentenceEncoder(SentenceTransformer(modules=[module], device="cpu"), "static", {"query": "", "passage": ""})
 
 
