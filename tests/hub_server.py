@@ -12,8 +12,16 @@ from urllib.parse import urlsplit
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+class HubServer(ThreadingHTTPServer):
+    """Keeps the paths that were asked for in `requests`."""
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(address, handler)
+        self.requests: list[str] = []
+
+
 @contextmanager
-def hub_server(repository: str, folder: Path) -> Iterator[ThreadingHTTPServer]:
+def hub_server(repository: str, folder: Path) -> Iterator[HubServer]:
     """A hub with one repository of one commit, whose files are those of a folder; `requests` lists what was asked.
 
     Args:
@@ -59,10 +67,7 @@ def hub_server(repository: str, folder: Path) -> Iterator[ThreadingHTTPServer]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    class Server(ThreadingHTTPServer):
-        requests: list[str] = []  # noqa: RUF012
-
-    server = Server(("127.0.0.1", 0), Handler)
+    server = HubServer(("127.0.0.1", 0), Handler)
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
