@@ -2,6 +2,7 @@
 
 import gc
 import os
+import pickle
 import resource
 import sys
 import time
@@ -114,7 +115,8 @@ def train(configs: Sequence[FinetuneConfig], checkpoint: Path, store: MemoryStor
 def forked(num_processes: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What a function returns in each process of a new group.
 
-    The processes are forked: new interpreters would spend seconds on imports.
+    The processes are forked: new interpreters would spend seconds on imports. What they return is pickled by value: a
+    queue would pass a tensor as a handle, which is lost if its process ends before the handle is opened.
     """
     context = get_context("fork")
     with TemporaryDirectory() as folder:
@@ -126,7 +128,7 @@ def forked(num_processes: int, function: Callable[..., Any], *arguments: Any) ->
         ]
         for process in processes:
             process.start()
-        results = [queue.get() for queue in queues]
+        results = [pickle.loads(queue.get()) for queue in queues]
         for process in processes:
             process.join()
     errors = [text for text, _ in results if text]
@@ -142,9 +144,9 @@ def _run_rank(
     os.environ["LOCAL_RANK"] = str(rank)
     distributed.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=count)
     try:
-        queue.put(("", function(*arguments)))
+        queue.put(pickle.dumps(("", function(*arguments))))
     except BaseException:
-        queue.put((traceback.format_exc(), None))
+        queue.put(pickle.dumps((traceback.format_exc(), None)))
         raise
     finally:
         distributed.destroy_process_group()
