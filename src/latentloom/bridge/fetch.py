@@ -6,13 +6,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from latentloom.bridge.config import SMOLLM2, ModelConfig
+from latentloom.bridge.config import ModelConfig
 from latentloom.bridge.gguf_conversion import converted_gguf, is_converted
 from latentloom.bridge.pretrained_folder import (
     UNWANTED_FILES,
     cached_snapshot,
-    gguf_file,
-    is_hub_name,
+    given_files,
     require_copy_of,
     wanted_files,
 )
@@ -52,23 +51,21 @@ def fetch_backbone(config: ModelConfig) -> FetchedBackbone:
         FileError: the model or revision does not exist, cannot be reached or written, or the folder holds another.
         CorruptFileError: what was downloaded is not whole.
     """
-    name = config.pretrained_model_name_or_path
-    if name == SMOLLM2 or Path(name).suffix == ".gguf":
-        return _convert(gguf_file(name))
-    given = Path(name).expanduser()
-    if given.is_dir():
-        require_complete(given)
-        return _fetched(given, "complete", None)
-    if not is_hub_name(name):
-        raise FileError(f"{name} does not exist; give the folder of a model, a GGUF file or a name on the hub")
+    given = given_files(config.pretrained_model_name_or_path)
+    if given is not None:
+        return _prepare(given)
     if config.pretrained_local_dir is None:
         return _fetch_into_cache(config)
     return _fetch_into_folder(config, config.pretrained_local_dir)
 
 
-def _convert(file: Path) -> FetchedBackbone:
-    done = "complete" if is_converted(file) else "converted"
-    return _fetched(converted_gguf(file), done, None)
+def _prepare(given: Path) -> FetchedBackbone:
+    """A folder has all that is needed; a GGUF file is converted."""
+    if given.is_dir():
+        require_complete(given)
+        return _fetched(given, "complete", None)
+    done = "complete" if is_converted(given) else "converted"
+    return _fetched(converted_gguf(given), done, None)
 
 
 def _fetch_into_cache(config: ModelConfig) -> FetchedBackbone:

@@ -24,14 +24,9 @@ def pretrained_folder(config: ModelConfig) -> Path:
     Raises:
         FileError: it is not on this machine.
     """
-    name = config.pretrained_model_name_or_path
-    if name == SMOLLM2 or Path(name).suffix == ".gguf":
-        return converted_gguf(gguf_file(name))
-    given = Path(name).expanduser()
-    if given.is_dir():
-        return given
-    if not is_hub_name(name):
-        raise FileError(f"{name} does not exist; give the folder of a model, a GGUF file or a name on the hub")
+    given = given_files(config.pretrained_model_name_or_path)
+    if given is not None:
+        return given if given.is_dir() else converted_gguf(given)
     copy = local_copy(config)
     if copy is None:
         return cached_snapshot(config)
@@ -47,18 +42,23 @@ def local_copy(config: ModelConfig) -> Path | None:
     return folder if (folder / CONFIG).is_file() else None
 
 
-def gguf_file(name: str) -> Path:
-    """The file behind the name of the embedded default, or the path of a GGUF file.
+def given_files(name: str) -> Path | None:
+    """The GGUF file or the folder that a model's name stands for; None where it is a name on the hub.
+
+    Args:
+        name: of the embedded default, of a GGUF file, of a folder, or `owner/model`; a folder goes before the hub.
 
     Raises:
-        FileError: there is none.
+        FileError: it is none of them.
     """
     if name == SMOLLM2:
         return embedded_smollm2()
-    file = Path(name).expanduser()
-    if not file.is_file():
-        raise FileError(f"{name} does not exist; give a GGUF file, the folder of a model or a name on the hub")
-    return file
+    given = Path(name).expanduser()
+    if given.is_dir() or (given.suffix == ".gguf" and given.is_file()):
+        return given
+    if given.suffix == ".gguf" or not is_hub_name(name):
+        raise FileError(f"{name} does not exist; give the folder of a model, a GGUF file or a name on the hub")
+    return None
 
 
 def embedded_smollm2() -> Path:
