@@ -18,6 +18,7 @@ from latentloom.errors import ConfigError
 from latentloom.tensors import SentenceVector
 
 MASK = "<|im_start|>"  # Qwen's tokenizer has it, and no text here
+NUM_STEPS = 150
 TEXTS = [
     "a small animal that lives in water",
     "used for cutting wood",
@@ -39,11 +40,13 @@ def trained(load_tiny: Callable[[str], Backbone]) -> LatentBridge:
     longest = max(map(len, ids)) + 1
     tokens = torch.tensor([row + [backbone.end_id] * (longest - len(row)) for row in ids])
     optimizer = torch.optim.AdamW([weight for weight in bridge.parameters() if weight.requires_grad], lr=7e-3)
-    for _ in range(100):
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=NUM_STEPS)
+    for _ in range(NUM_STEPS):
         optimizer.zero_grad()
         loss = masked_loss(bridge, tokens) + bridge.token_losses(ONE_HOT.values, ids)[0].mean()
         loss.backward()
         optimizer.step()
+        decay.step()
     return bridge.eval()
 
 

@@ -5,13 +5,14 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import DynamicCache
 
 from latentloom.bridge.config import Count, Number, Positive
-from latentloom.bridge.model import LatentBridge
+from latentloom.bridge.loss import logit_chunks
+from latentloom.bridge.model import LatentBridge, attention_for
 from latentloom.bridge.token_choice import draw, most_likely, without_repeats
 from latentloom.errors import ConfigError, ShapeError
 from latentloom.runs import Config
@@ -123,11 +124,8 @@ def continue_tokens(
     going = torch.arange(len(states), device=states.device)
     tokens = torch.full((len(states), config.max_new_tokens), backbone.end_id, device=states.device)
     for step in range(config.max_new_tokens):
-        logits = without_repeats((states @ weight.T).float(), tokens[going, :step], config.no_repeat_ngram)
-        if draws is None:
-            chosen = most_likely(logits)
-        else:
-            chosen = draw(logits, draws[going, step], config.temperature, config.top_p, config.top_k)
+        numbers = None if draws is None else draws[going, step]
+        chosen = _choose(states, weight, tokens[going, :step], numbers, config)
         tokens[going, step] = chosen
         open_ended = chosen != backbone.end_id
         if step + 1 == config.max_new_tokens or not open_ended.any():
@@ -141,6 +139,24 @@ def continue_tokens(
     return [cut_at_end(row, backbone.end_id) for row in tokens.tolist()]
 
 
+def _choose(
+    states: Float[Tensor, "B H"],
+    weight: Float[Tensor, "V H"],
+    tokens: Int64[Tensor, "B T"],
+    numbers: Float[Tensor, "B"] | None,
+    config: DecodingConfig,
+) -> Int64[Tensor, "B"]:
+    """The next token of each row, by its last state, its tokens so far and, where it is drawn, a number of [0, 1)."""
+    chosen = []
+    for rows in logit_chunks(states, weight):
+        logits = without_repeats((states[rows] @ weight.T).float(), tokens[rows], config.no_repeat_ngram)
+        if numbers is None:
+            chosen.append(most_likely(logits))
+        else:
+            chosen.append(draw(logits, numbers[rows], config.temperature, config.top_p, config.top_k))
+    return torch.cat(chosen)
+
+
 def next_states(
     bridge: LatentBridge, embeddings: Float[Tensor, "B n H"], seen: Bool[Tensor, "B L"], cache: DynamicCache
 ) -> Float[Tensor, "B H"]:
@@ -152,13 +168,15 @@ def next_states(
         cache: takes the new positions up.
     """
     positions = (seen.long().cumsum(1) - 1).clamp_min(0)[:, -embeddings.shape[1] :]
-    return bridge.backbone.decoder(
-        inputs_embeds=embeddings,
-        attention_mask=None if bool(seen.all()) else seen.long(),
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state[:, -1]
+    with attention_for(bridge.device, seen.shape[1]):
+        states = bridge.backbone.decoder(
+            inputs_embeds=embeddings,
+            attention_mask=None if bool(seen.all()) else seen.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+    return states[:, -1]
 
 
 def with_prompts(

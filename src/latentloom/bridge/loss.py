@@ -7,11 +7,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.autograd import Function
 
-#: Rows of logits made at a time, in values: 49,152 words take 64 rows, 152,000 take 20. They then stay in the cache of
-#: a CPU, and below 13 MB in float32; larger ones were no faster (docs/experiments/bridge.md).
-CHUNK_VALUES = 64 * 49_152
+#: Rows of logits made at a time on a CPU: 25 MB of float32 with 49,152 words, 78 MB with 152,000. Products of fewer
+#: rows leave it waiting for the weights, those of more are no faster (docs/experiments/bridge.md).
+CHUNK_ROWS = 128
 
-#: The same on an accelerator, where every chunk reads the whole output layer again: half a gigabyte in float32.
+#: Values of logits made at a time on an accelerator: half a gigabyte in float32.
 CUDA_CHUNK_VALUES = 2**27
 
 
@@ -32,6 +32,12 @@ def linear_cross_entropy(
     return loss, correct
 
 
+def logit_chunks(hidden: Float[Tensor, "N H"], weight: Float[Tensor, "V H"]) -> list[slice]:
+    """Rows whose logits of V words are made at a time, so that they never all exist."""
+    size = CHUNK_ROWS if hidden.device.type == "cpu" else max(1, CUDA_CHUNK_VALUES // len(weight))
+    return [slice(start, start + size) for start in range(0, len(hidden), size)]
+
+
 class _LinearCrossEntropy(Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,7 +46,7 @@ class _LinearCrossEntropy(Function):
         correct = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
         gradient = torch.empty_like(hidden) if needs_hidden and not needs_weight else None
         used = weight.to(hidden.dtype)
-        for rows in _chunks(hidden, weight):
+        for rows in logit_chunks(hidden, weight):
             logits = (hidden[rows] @ used.T).float()
             wanted = targets[rows, None]
             correct[rows] = logits.argmax(-1) == targets[rows]
@@ -62,18 +68,12 @@ class _LinearCrossEntropy(Function):
         used = weight.to(hidden.dtype)
         to_hidden = torch.empty_like(hidden)
         to_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for rows in _chunks(hidden, weight):
+        for rows in logit_chunks(hidden, weight):
             logs = (hidden[rows] @ used.T).float().log_softmax(-1)
             error = (_error(logs, targets[rows, None]) * upstream[rows, None]).to(hidden.dtype)
             to_hidden[rows] = error @ used
             to_weight += (error.T @ hidden[rows]).float()
         return to_hidden, to_weight.to(weight.dtype), None
-
-
-def _chunks(hidden: Float[Tensor, "N H"], weight: Float[Tensor, "V H"]) -> list[slice]:
-    values = CHUNK_VALUES if hidden.device.type == "cpu" else CUDA_CHUNK_VALUES
-    size = max(1, values // len(weight))
-    return [slice(start, start + size) for start in range(0, len(hidden), size)]
 
 
 def _error(logs: Float[Tensor, "n V"], wanted: Int64[Tensor, "n 1"]) -> Float[Tensor, "n V"]:
