@@ -144,6 +144,7 @@ def _train(training: BridgeTraining, folder: Path, config: BridgeConfig, tracker
             # the state last: a run that is killed between the two makes the export again
             export_bridge(folder, step + 1, training.bridge, _about(config, step + 1))
             training.save(state, step + 1)
+    training.bridge.eval()
     return num_steps - first
 
 

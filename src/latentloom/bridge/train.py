@@ -106,7 +106,8 @@ class BridgeTraining:
         parts = range(step * num_parts, (step + 1) * num_parts)
         num_targets = self._num_targets(parts) if self.speaks else 0
         totals = torch.zeros(3, dtype=torch.float64, device=self.bridge.device)
-        self.bridge.train()
+        if not self.bridge.training:  # a walk through all modules
+            self.bridge.train()
         for part in parts:
             with self._kept_apart(part != parts[-1]):
                 loss, sums = self.model(self._said(part), self._heard(part, num_parts), num_targets)
@@ -115,7 +116,6 @@ class BridgeTraining:
         norms = self._clip()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.bridge.eval()
         return self._measures(step, totals, norms, num_targets) if measures else {}
 
     def _kept_apart(self, wanted: bool) -> AbstractContextManager:
@@ -281,7 +281,7 @@ def make_optimizer(bridge: LatentBridge, config: BridgeConfig) -> Optimizer:
         for weights, decay in ((matrices, training.weight_decay), (vectors, 0.0)):
             about = {"lr": rate, "peak_lr": rate, "weight_decay": decay, "side": side}
             groups += [{"params": some, **about} for some in separated(weights)]
-    return AdamW(groups, betas=(0.9, 0.99))
+    return AdamW(groups, betas=(0.9, 0.99), fused=not is_sharded(bridge))
 
 
 def rate_factor(step: int, config: BridgeConfig) -> float:
