@@ -151,7 +151,7 @@ class TrainingConfig(Config):
     train_batch_size: Count = 16
     t2l_batch_size: Count | None = 256
     gradient_accumulation_steps: Count = 1
-    num_steps: Count = 280
+    num_steps: Count = 320
     lr: Positive = 3e-3
     t2l_lr: Positive | None = 1e-3
     lora_lr: Positive | None = None

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from latentloom.bridge.config import Count, Number, Positive
 from latentloom.bridge.loss import logit_chunks
-from latentloom.bridge.model import LatentBridge, attention_for
+from latentloom.bridge.model import LatentBridge
 from latentloom.bridge.token_choice import draw, most_likely, without_repeats
 from latentloom.errors import ConfigError, ShapeError
 from latentloom.runs import Config
@@ -168,15 +168,13 @@ def next_states(
         cache: takes the new positions up.
     """
     positions = (seen.long().cumsum(1) - 1).clamp_min(0)[:, -embeddings.shape[1] :]
-    with attention_for(bridge.device, seen.shape[1]):
-        states = bridge.backbone.decoder(
-            inputs_embeds=embeddings,
-            attention_mask=None if bool(seen.all()) else seen.long(),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-    return states[:, -1]
+    return bridge.backbone.decoder(
+        inputs_embeds=embeddings,
+        attention_mask=None if bool(seen.all()) else seen.long(),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state[:, -1]
 
 
 def with_prompts(

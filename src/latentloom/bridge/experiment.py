@@ -36,9 +36,7 @@ def bridge_trainings(
         encoders=tuple(encoders),
         quantizer=None,
         sampling=None,
-        features=tuple(f"states of layer {layer}, mean over tokens" for layer in bridge.layers)
-        if _listens(config)
-        else None,
+        features=_pooled(bridge) if _listens(config) else None,
         temperatures=None,
         normalization="vectors and pooled features standardised per channel by the training set; prefix embeddings "
         "brought to the root mean square of the backbone's",

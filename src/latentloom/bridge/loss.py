@@ -7,9 +7,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.autograd import Function
 
-#: Rows of logits made at a time on a CPU: 25 MB of float32 with 49,152 words, 78 MB with 152,000. Products of fewer
-#: rows leave it waiting for the weights, those of more are no faster (docs/experiments/bridge.md).
-CHUNK_ROWS = 128
+#: Rows of logits made at a time on a CPU: products of fewer rows leave it waiting for the weights, and larger tables
+#: are memory that the system hands out and clears anew for every chunk (docs/experiments/bridge.md).
+CHUNK_ROWS = 64
 
 #: Values of logits made at a time on an accelerator: half a gigabyte in float32.
 CUDA_CHUNK_VALUES = 2**27
@@ -46,14 +46,14 @@ class _LinearCrossEntropy(Function):
         correct = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
         gradient = torch.empty_like(hidden) if needs_hidden and not needs_weight else None
         used = weight.to(hidden.dtype)
+        tables = _Tables(hidden, weight)
         for rows in logit_chunks(hidden, weight):
-            logits = (hidden[rows] @ used.T).float()
+            logs = tables.log_softmax(hidden[rows], used)
             wanted = targets[rows, None]
-            correct[rows] = logits.argmax(-1) == targets[rows]
-            logs = logits.log_softmax(-1)
+            correct[rows] = logs.argmax(-1) == targets[rows]
             loss[rows] = -logs.gather(1, wanted).squeeze(1)
             if gradient is not None:
-                gradient[rows] = _error(logs, wanted).to(hidden.dtype) @ used
+                torch.mm(tables.error(logs, wanted), used, out=gradient[rows])
         ctx.save_for_backward(*((gradient,) if gradient is not None else (hidden, weight, targets)))
         ctx.mark_non_differentiable(correct)
         return loss, correct
@@ -68,14 +68,44 @@ class _LinearCrossEntropy(Function):
         used = weight.to(hidden.dtype)
         to_hidden = torch.empty_like(hidden)
         to_weight = torch.zeros_like(weight, dtype=torch.float32)
+        tables = _Tables(hidden, weight)
         for rows in logit_chunks(hidden, weight):
-            logs = (hidden[rows] @ used.T).float().log_softmax(-1)
-            error = (_error(logs, targets[rows, None]) * upstream[rows, None]).to(hidden.dtype)
-            to_hidden[rows] = error @ used
+            logs = tables.log_softmax(hidden[rows], used)
+            error = tables.error(logs, targets[rows, None], upstream[rows, None])
+            torch.mm(error, used, out=to_hidden[rows])
             to_weight += (error.T @ hidden[rows]).float()
         return to_hidden, to_weight.to(weight.dtype), None
 
 
-def _error(logs: Float[Tensor, "n V"], wanted: Int64[Tensor, "n 1"]) -> Float[Tensor, "n V"]:
-    """Probabilities less the one-hot target: the gradient of the loss to the logits."""
-    return logs.exp_().scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=logs.dtype))
+class _Tables:
+    """Logits of a chunk and their logarithms of probabilities, in memory that all chunks of a pass share.
+
+    Args:
+        hidden: states of all chunks.
+        weight: of the output layer.
+    """
+
+    def __init__(self, hidden: Float[Tensor, "N H"], weight: Float[Tensor, "V H"]) -> None:
+        shape = max((len(hidden[rows]) for rows in logit_chunks(hidden, weight)), default=0), len(weight)
+        self.logs = hidden.new_empty(shape, dtype=torch.float32)
+        self.logits = self.logs if hidden.dtype == torch.float32 else hidden.new_empty(shape)
+
+    def log_softmax(self, hidden: Float[Tensor, "n H"], weight: Float[Tensor, "V H"]) -> Float[Tensor, "n V"]:
+        """Logarithms of the probabilities of a chunk, until the next one's are asked for."""
+        logits, logs = self.logits[: len(hidden)], self.logs[: len(hidden)]
+        torch.mm(hidden, weight.T, out=logits)
+        if logits.dtype != logs.dtype:
+            logs.copy_(logits)
+        return torch.log_softmax(logs, -1, out=logs)
+
+    def error(
+        self, logs: Float[Tensor, "n V"], wanted: Int64[Tensor, "n 1"], factors: Float[Tensor, "n 1"] | None = None
+    ) -> Float[Tensor, "n V"]:
+        """Probabilities less the one-hot target, times each row's factor: the gradient of the loss to the logits.
+
+        It takes the place of the logarithms, in the dtype of the states.
+        """
+        logs.exp_().scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=logs.dtype))
+        if factors is not None:
+            logs.mul_(factors)
+        return logs if self.logits.dtype == logs.dtype else self.logits[: len(logs)].copy_(logs)

@@ -147,7 +147,7 @@ class LatentBridge(nn.Module):
         targets, given = self._right_padded([[*row, self.backbone.end_id][: self.num_targets(row)] for row in ids])
         embeddings = torch.cat([before, self.backbone.embedding(targets[:, :-1]).to(before.dtype)], dim=1)
         seen = torch.cat([given.new_ones(len(ids), before.shape[1]), given[:, 1:]], dim=1)
-        with attention_for(self.device, embeddings.shape[1]):
+        with _attention(self.device, embeddings.shape[1]):
             states = self.backbone.decoder(
                 inputs_embeds=embeddings,
                 attention_mask=None if bool(given.all()) else seen.long(),
@@ -276,11 +276,10 @@ def by_length(ids: Sequence[Sequence[int]], batch_tokens: int = BATCH_TOKENS) ->
     return batches
 
 
-def attention_for(device: torch.device, length: int) -> AbstractContextManager:
-    """The attention to compute with: of short texts on a CPU, the fused one takes longer than it saves.
+def _attention(device: torch.device, length: int) -> AbstractContextManager:
+    """The attention to compute with: of short texts on a CPU, the gradient of the fused one takes longer than it saves.
 
-    Its gradient at 18 positions takes a fifth of a step on SmolLM2, and plain matrix products a twentieth; decoding 256
-    texts takes an eighth longer.
+    At 18 positions it takes a fifth of a step on SmolLM2, and plain matrix products a twentieth.
     """
     if device.type == "cpu" and length <= SHORT:
         return sdpa_kernel(SDPBackend.MATH)

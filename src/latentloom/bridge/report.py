@@ -30,8 +30,7 @@ def write_bridge_report(folder: Path, config: BridgeConfig, scores: BridgeScores
     report = Report("Bridge: texts and sentence vectors")
     training, model = config.training, config.model
     report.paragraph(
-        f"{model.pretrained_model_name_or_path}, task {training.task}, {training.num_steps} steps of "
-        f"{training.train_batch_size} pairs. Data: {data}."
+        f"{model.pretrained_model_name_or_path}, task {training.task}, {training.num_steps} steps. Data: {data}."
     )
     if scores is not None:
         _add_scores(report, scores)
