@@ -90,7 +90,7 @@ def load_bridge(
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype = {dtype!r}; give one of {', '.join(DTYPES)}")
-    path = newest_export(Path(path)) if Path(path).is_dir() else Path(path)
+    path = export_file(path)
     weights, about = read_export(path)
     config = about.model.model_copy(update={"encoder_layers": about.layers})
     backbone = _backbone_of(about, local_dir, choose_device(device and str(device)), DTYPES[dtype])
@@ -135,10 +135,19 @@ def read_export_record(path: Path | str) -> ExportRecord:
     Raises:
         FileError, CorruptFileError, CheckpointError: as `read_export`.
     """
-    path = newest_export(Path(path)) if Path(path).is_dir() else Path(path)
+    path = export_file(path)
     if path.suffix == ".pt":
         return read_export(path)[1]  # whose tensors stay in the file
     return parse_export_record(read_header(path).get("__metadata__", {}).get(METADATA_KEY, ""), path)
+
+
+def export_file(path: Path | str) -> Path:
+    """The export that is meant: the file itself, or of a run's folder the one of the most steps.
+
+    Raises:
+        FileError: the folder holds none.
+    """
+    return newest_export(Path(path)) if Path(path).is_dir() else Path(path)
 
 
 def newest_export(folder: Path) -> Path:

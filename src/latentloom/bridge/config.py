@@ -126,6 +126,8 @@ class TrainingConfig(Config):
 
     Args:
         task: `t2l` text -> vector, `l2t` vector -> text, `joint` both.
+        init_from: an export, or a run's folder, whose weights the training starts from, on the same backbone; None
+            starts anew.
         text_loss_weight, latent_loss_weight: of the two losses in `joint`.
         train_batch_size: pairs per step and process.
         t2l_batch_size: pairs per step and process of text -> vector where its features are cached, which makes a step
@@ -146,6 +148,7 @@ class TrainingConfig(Config):
     """
 
     task: Task = "joint"
+    init_from: Path | None = None
     text_loss_weight: NotNegative = 1.0
     latent_loss_weight: NotNegative = 1.0
     train_batch_size: Count = 16

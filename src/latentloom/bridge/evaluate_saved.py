@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from latentloom.bridge.checkpoint import load_bridge, newest_export, read_export_record
+from latentloom.bridge.checkpoint import export_file, load_bridge, read_export_record
 from latentloom.bridge.config import BridgeConfig, DataConfig, EvaluationConfig
 from latentloom.bridge.embed import embed_texts, texts_of
 from latentloom.bridge.evaluate import evaluate_bridge
@@ -82,7 +82,7 @@ def evaluate_saved(request: EvaluationRequest) -> SavedEvaluation:
     """
     if request.pairs is not None and request.texts is not None:
         raise ConfigError("pairs and texts to score on are both given; give one of them")
-    export = newest_export(request.bridge) if request.bridge.is_dir() else request.bridge
+    export = export_file(request.bridge)
     about = read_export_record(export)
     training = about.training
     settings = _run_settings(export.parent, request)

@@ -25,6 +25,11 @@ class Standardizer(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it has a training set's mean and deviation."""
+        return bool((self.mean != 0).any() or (self.std != 1).any())
+
     def fit(self, mean: Float[Tensor, "D"], std: Float[Tensor, "D"]) -> None:
         """Take these as the training set's; a channel that never changes is left at its scale."""
         self.mean.copy_(mean)

@@ -13,7 +13,7 @@ from torch import nn
 
 from latentloom.bridge import experiment
 from latentloom.bridge.backbone import load_backbone
-from latentloom.bridge.checkpoint import DTYPES, export_bridge, load_bridge
+from latentloom.bridge.checkpoint import DTYPES, export_bridge, export_file, load_bridge
 from latentloom.bridge.config import BridgeConfig
 from latentloom.bridge.evaluate import evaluate_bridge
 from latentloom.bridge.evaluation import BridgeScores
@@ -24,11 +24,12 @@ from latentloom.bridge.report import write_bridge_report
 from latentloom.bridge.run_data import RunPairs, run_encoder_name, run_pairs
 from latentloom.bridge.sentence_encoders import load_sentence_encoder
 from latentloom.bridge.sharding import is_sharded, require_shardable, shard_bridge
+from latentloom.bridge.start import start_from
 from latentloom.bridge.tracking import Tracker
 from latentloom.bridge.train import CURVE_NAME, STATE_NAME, BridgeTraining, freeze_unused
 from latentloom.errors import ConfigError
 from latentloom.runs import RunFolder, process_rank, track
-from latentloom.runs.claims import claim_folder, samples_digest
+from latentloom.runs.claims import claim_folder, file_digest, samples_digest
 from latentloom.runs.process_group import gathered, joined_processes, num_processes, wait_for_all
 from latentloom.storage import write_json
 from latentloom.storage.atomic import disk_failures_said
@@ -94,8 +95,10 @@ def _make_bridge(config: BridgeConfig, device: torch.device, latent_dim: int) ->
     backbone = load_backbone(config.model, device=place, dtype=DTYPES[config.training.dtype])
     torch.manual_seed(config.training.seed)
     bridge = LatentBridge(backbone, config.model, latent_dim)
+    freeze_unused(bridge, config)
+    if config.training.init_from is not None:
+        start_from(bridge, config.training.init_from)
     if shards:
-        freeze_unused(bridge, config)
         shard_bridge(bridge, device)
     return bridge
 
@@ -151,20 +154,28 @@ def _train(training: BridgeTraining, folder: Path, config: BridgeConfig, tracker
 def _prepare(
     bridge: LatentBridge, ids: list[list[int]], pairs: RunPairs, config: BridgeConfig
 ) -> PooledFeatures | None:
-    """Fit the standardizers; the pooled features of all texts, where they never change and are wanted."""
-    bridge.standardizer.fit(*pairs.train.moments())
+    """Fit the standardizers; the pooled features of all texts, where they never change and are wanted.
+
+    What was trained before keeps the standardizers that it was trained with.
+    """
+    if not bridge.standardizer.is_fitted:
+        bridge.standardizer.fit(*pairs.train.moments())
     if config.training.task == "l2t":
         return None
+    standardizer = bridge.text_to_latent.features
     if config.training.cache_features and features_are_fixed(bridge):
         cache = config.logging.save_dir / "cache"
         # sharded layers compute in all processes together
         make = _first_process_first if not is_sharded(bridge) else _every_process
         features = make(lambda: pooled_features(bridge, ids, cache))
-        bridge.text_to_latent.features.fit(*features.moments())
+        if not standardizer.is_fitted:
+            standardizer.fit(*features.moments())
         return features
+    if standardizer.is_fitted:
+        return None
     step = max(1, len(ids) // NUM_SAMPLED)
     sampled = bridge.pool_all(ids[::step])
-    bridge.text_to_latent.features.fit(sampled.mean(0), sampled.std(0, correction=0))
+    standardizer.fit(sampled.mean(0), sampled.std(0, correction=0))
     return None
 
 
@@ -215,6 +226,8 @@ def _identity(config: BridgeConfig, pairs: RunPairs, bridge: LatentBridge) -> di
     settings = config.model_dump(mode="json", include={"model", "training"})
     del settings["training"]["device"], settings["model"]["pretrained_local_dir"]
     flat = {f"{section}.{name}": value for section, values in settings.items() for name, value in values.items()}
+    if config.training.init_from is not None:
+        flat["training.init_from"] = file_digest(export_file(config.training.init_from))
     backbone = f"{bridge.backbone.name} {bridge.backbone.fingerprint}"
     return {**flat, "data": samples_digest(pairs.train.fingerprint), "backbone": backbone, "processes": num_processes()}
 
