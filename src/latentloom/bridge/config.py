@@ -197,7 +197,7 @@ class EvaluationConfig(Config):
         encoder: makes vectors of decoded texts; None is `data.encoder`.
     """
 
-    num_pairs: Number = 200
+    num_pairs: Number = 160
     best_of: Count = 8
     temperature: Positive = 0.7
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
