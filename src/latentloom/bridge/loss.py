@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 #: Rows of logits made at a time on a CPU: products of fewer rows leave it waiting for the weights, and larger tables
-#: are memory that the system hands out and clears anew for every chunk (docs/experiments/bridge.md).
+#: are memory that the system clears anew in every step (docs/experiments/bridge.md).
 CHUNK_ROWS = 64
 
 #: Values of logits made at a time on an accelerator: half a gigabyte in float32.
