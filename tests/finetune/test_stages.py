@@ -186,3 +186,9 @@ def test_two_stages_of_two_replicas_train_as_four_accumulated_batches_do(micro: 
     for (measured,) in four:
         assert measured["losses"] == pytest.approx(alone["losses"], abs=1e-5)
         assert measured["norms"] == pytest.approx(alone["norms"], abs=1e-5)
+
+
+def test_what_a_process_returns_does_not_end_with_it() -> None:
+    (tensor,) = forked(1, torch.arange, 3)
+    assert tensor.tolist() == [0, 1, 2]
+    assert not tensor.is_shared()  # or its memory would be asked for of a process that may be gone

@@ -27,7 +27,7 @@ DEFAULTS = EvaluationConfig()
 _DECODED_FROM = {"greedy": "right_vectors", "greedy_shuffled": "shuffled_vectors", "best_of": "right_vectors"}
 #: Texts decoded at a time: the last steps of a batch, with a few long texts left, take as long as those of 60.
 TEXTS_AT_ONCE = 256
-#: Texts drawn at a time: of SmolLM2's keys and values they hold half a gigabyte.
+#: Texts drawn at a time: of SmolLM2's keys and values they hold two thirds of a gigabyte.
 DRAWN_AT_ONCE = 640
 NUM_SAMPLES_KEPT = 50
 #: Training vectors looked at at a time.
