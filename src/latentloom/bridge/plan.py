@@ -17,7 +17,7 @@ from latentloom.bridge.parts import LatentPrefix, TextToLatent, default_layers
 from latentloom.bridge.plan_memory import Memory, ddp_memory, fsdp_memory
 from latentloom.bridge.pretrained_folder import pretrained_folder
 from latentloom.bridge.remote_code import allow_remote_code
-from latentloom.bridge.trainable import prepare_backbone
+from latentloom.bridge.trainable import freeze_adapter, prepare_backbone
 from latentloom.errors import ConfigError, FileError
 
 #: Width of the embedded encoder's vectors.
@@ -160,9 +160,7 @@ def _meta_parts(backbone: Backbone, config: BridgeConfig) -> dict[str, nn.Module
     prefix.requires_grad_(task != "t2l")
     head.requires_grad_(task != "l2t")
     if task == "t2l" and model.lora.rank and not model.lora.encode:
-        for name, weight in backbone.model.named_parameters():
-            if "lora_" in name:
-                weight.requires_grad_(False)
+        freeze_adapter(backbone.model)
     return {"prefix": prefix, "head": head}
 
 

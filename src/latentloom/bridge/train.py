@@ -24,6 +24,7 @@ from latentloom.bridge.sharding import (
     is_sharded,
     separated,
 )
+from latentloom.bridge.trainable import freeze_adapter
 from latentloom.errors import ConfigError
 from latentloom.runs import process_rank
 from latentloom.runs.process_group import add_up, num_processes
@@ -300,9 +301,7 @@ def freeze_unused(bridge: LatentBridge, config: BridgeConfig) -> None:
     if task != "t2l":
         return
     if model.lora.rank and not model.lora.encode:
-        for name, weight in bridge.network.named_parameters():
-            if "lora_" in name:
-                weight.requires_grad_(False)
+        freeze_adapter(bridge.network)
     trains_layers = not model.freeze_backbone or model.unfreeze_layers or (model.lora.rank and model.lora.encode)
     if trains_layers and max(bridge.layers) < bridge.backbone.num_layers:
         raise ConfigError(

@@ -48,6 +48,13 @@ def adapter_disabled(network: nn.Module) -> Iterator[None]:
             weight.requires_grad_(was_trained)
 
 
+def freeze_adapter(network: nn.Module) -> None:
+    """Train nothing of its adapter; the network's own weights stay as they are."""
+    for name, weight in network.named_parameters():
+        if "lora_" in name:
+            weight.requires_grad_(False)
+
+
 def _freed(backbone: Backbone, config: ModelConfig) -> list[nn.Module]:
     if not config.freeze_backbone:
         return [backbone.decoder]
